@@ -1,0 +1,151 @@
+"""The computational graph that a graph hypernetwork reads: nodes of fifteen primitives, and edges."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+PRIMITIVES = (
+    "max_pool",
+    "avg_pool",
+    "sep_conv",
+    "dil_conv",
+    "conv",
+    "msa",
+    "cse",
+    "sum",
+    "concat",
+    "input",
+    "bias",
+    "bn",
+    "ln",
+    "pos_enc",
+    "glob_avg",
+)
+"""The vocabulary; a primitive's position is its row in a checkpoint's embedding table."""
+
+WEIGHTS = frozenset({"conv", "sep_conv", "dil_conv"})
+NORMS = frozenset({"bn", "ln"})
+
+MAX_DISTANCE = 50
+"""Longest shortest path that counts as a (virtual) edge; longer ones are 0, as unconnected pairs."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of the model.
+
+    Arguments:
+        op: one of `PRIMITIVES`. Linear layers are `conv`; a convolution or linear layer's bias is
+            a node of its own.
+        param: dotted name of the parameter it carries, or None.
+        shape: the parameter's shape; `(1, 1, k, k)` for pooling with a window; else None.
+        norm_bias: for `bn` and `ln`, the name of the norm's bias, predicted from the same node.
+    """
+
+    op: str
+    param: str | None = None
+    shape: tuple[int, ...] | None = None
+    norm_bias: str | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model as a directed acyclic graph (GHN-3 paper, Section 3.1), in topological order.
+
+    Arguments:
+        nodes: node 0 is the input.
+        edges: one-hop edges `(i, j)`, `i < j`, sorted.
+        left: parameters that no node carries, by name, with the reason.
+        shapes: every parameter of the model and its shape, in the model's order.
+    """
+
+    nodes: tuple[Node, ...]
+    edges: list[tuple[int, int]]
+    left: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @cached_property
+    def distances(self) -> Tensor:
+        """Shortest directed path lengths, `(nodes, nodes)` int16: `[i, j]` from i to j.
+
+        0 where there is no path, or none within `MAX_DISTANCE` (virtual edges, GHN-2 paper).
+        """
+        n = len(self.nodes)
+        unreached = torch.iinfo(torch.int16).max - 1
+        to_node = torch.full((n, n), unreached, dtype=torch.int16)  # [j, i]: from i to j
+        predecessors = self.predecessors
+        for j in range(n):
+            if predecessors[j]:
+                torch.amin(to_node[predecessors[j]], dim=0, out=to_node[j])
+                to_node[j].add_(1).clamp_(max=unreached)
+            to_node[j, j] = 0
+        return to_node.masked_fill_(to_node > MAX_DISTANCE, 0).T.contiguous()
+
+    @cached_property
+    def predecessors(self) -> list[list[int]]:
+        """For each node, the nodes that it is computed from."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for i, j in self.edges:
+            found[j].append(i)
+        return found
+
+    @cached_property
+    def classifier(self) -> tuple[int, int | None] | None:
+        """Indices of the classification layer's weight and bias (None if it has none).
+
+        It is recognised by position: the last node, or the last but one before its bias, being
+        the weight of a linear layer or of a 1x1 convolution. None if the model ends otherwise.
+        """
+        last = len(self.nodes) - 1
+        if self.nodes[last].op == "bias":
+            weight, bias = last - 1, last
+            return (weight, bias) if self._is_dense_weight(weight) else None
+        return (last, None) if self._is_dense_weight(last) else None
+
+    def _is_dense_weight(self, index: int) -> bool:
+        node = self.nodes[index]
+        if node.op != "conv" or node.shape is None:
+            return False
+        return len(node.shape) == 2 or (len(node.shape) == 4 and node.shape[2:] == (1, 1))
+
+    @property
+    def num_classes(self) -> int | None:
+        """Outputs of the classification layer; None without one."""
+        if self.classifier is None:
+            return None
+        shape = self.nodes[self.classifier[0]].shape
+        assert shape is not None
+        return shape[0]
+
+    def summary(self) -> str:
+        """A short table: size, primitives, coverage, and what was left out and why."""
+        counts = Counter(node.op for node in self.nodes)
+        carried = {n for node in self.nodes for n in (node.param, node.norm_bias) if n}
+        total = sum(_numel(s) for s in self.shapes.values())
+        covered = sum(_numel(self.shapes[n]) for n in carried if n in self.shapes)
+        lines = [
+            f"nodes {len(self.nodes)}, edges {len(self.edges)}, "
+            f"average degree {2 * len(self.edges) / max(1, len(self.nodes)):.2f}, "
+            f"longest shortest path {int(self.distances.max())}",
+            "  ".join(f"{op} {counts[op]}" for op in PRIMITIVES if counts[op]),
+            f"parameters in the graph {covered:,} of {total:,} "
+            f"({100 * covered / max(1, total):.2f}%), tensors {len(carried)} of {len(self.shapes)}",
+        ]
+        lines += [f"  left: {name}: {reason}" for name, reason in self.left.items()]
+        return "\n".join(lines)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
