@@ -81,7 +81,9 @@ class Graph:
         """
         n = len(self.nodes)
         unreached = torch.iinfo(torch.int16).max - 1
-        to_node = torch.full((n, n), unreached, dtype=torch.int16)  # [j, i]: from i to j
+        to_node = torch.full(
+            (n, n), unreached, dtype=torch.int16
+        )  # [j, i]: from i to j
         predecessors = self.predecessors
         for j in range(n):
             if predecessors[j]:
@@ -115,7 +117,9 @@ class Graph:
         node = self.nodes[index]
         if node.op != "conv" or node.shape is None:
             return False
-        return len(node.shape) == 2 or (len(node.shape) == 4 and node.shape[2:] == (1, 1))
+        return len(node.shape) == 2 or (
+            len(node.shape) == 4 and node.shape[2:] == (1, 1)
+        )
 
     @property
     def num_classes(self) -> int | None:

@@ -71,7 +71,9 @@ _REARRANGE = frozenset(
     ).split()
 )
 _TRANSPOSE = frozenset({"aten::t", "aten::transpose", "aten::permute", "aten::numpy_T"})
-_PICK = frozenset({"aten::index", "aten::index_select", "aten::gather", "aten::embedding"})
+_PICK = frozenset(
+    {"aten::index", "aten::index_select", "aten::gather", "aten::embedding"}
+)
 # Operators that take only the size, dtype and device of their operand.
 _CREATE = frozenset(
     "aten::" + name
@@ -99,7 +101,9 @@ class _Builder:
         for node in live:
             self.values[node] = self._value(node)
         self._pool_before_classifier()
-        edges = sorted((i, j) for j, before in enumerate(self.predecessors) for i in before)
+        edges = sorted(
+            (i, j) for j, before in enumerate(self.predecessors) for i in before
+        )
         return Graph(tuple(self.nodes), edges, self._left(), self.shapes)
 
     # -- one fx node
@@ -119,7 +123,11 @@ class _Builder:
         return handler(self, node) if handler else self._pass_through(node)
 
     def _get(self, argument: Any) -> _Value:
-        return self.values.get(argument, _NOTHING) if isinstance(argument, fx.Node) else _NOTHING
+        return (
+            self.values.get(argument, _NOTHING)
+            if isinstance(argument, fx.Node)
+            else _NOTHING
+        )
 
     def _operands(self, node: fx.Node) -> list[_Value]:
         return [self.values[n] for n in node.all_input_nodes]
@@ -146,7 +154,8 @@ class _Builder:
             )
         for value in operands:
             self._leave(
-                value, f"no primitive for the way it is used ({name.removeprefix('aten::')})"
+                value,
+                f"no primitive for the way it is used ({name.removeprefix('aten::')})",
             )
         if len(data) == 1:
             kept = data[0]
@@ -247,7 +256,9 @@ class _Builder:
             return self._pass_through(node)
         # A layer stores (out, in): it is multiplied from the left, or transposed from the right.
         oriented = value.transposed == (weight is right)
-        if not oriented or not all(_is_matrix(self.shapes[p]) for p in value.params[:1]):
+        if not oriented or not all(
+            _is_matrix(self.shapes[p]) for p in value.params[:1]
+        ):
             self._leave(value, "a matrix that is not stored as (out, in)")
             return replace(_NOTHING, sources=_union([x, self._get(bias)]))
         return self._weight("conv", x, weight, bias)
@@ -325,10 +336,17 @@ class _Builder:
     def _multiply_parameter(self, node: fx.Node, x: _Value, factor: fx.Node) -> _Value:
         value = self.values[factor]
         param = self._param(value, _size(factor))
-        if param and x.normalised and len(self.shapes[param]) == 1 and self.shapes[param][0] > 1:
+        if (
+            param
+            and x.normalised
+            and len(self.shapes[param]) == 1
+            and self.shapes[param][0] > 1
+        ):
             out = self._add_node(Node("ln", param, self.shapes[param]), x.sources)
             return replace(out, open_norm=out.sources[0])
-        self._leave(value, "multiplied with activations (layer scale, gain): no primitive")
+        self._leave(
+            value, "multiplied with activations (layer scale, gain): no primitive"
+        )
         return self._pass_through(node)
 
     def _concatenate(self, node: fx.Node) -> _Value:
@@ -337,7 +355,9 @@ class _Builder:
         if not data:
             return self._pass_through(node)
         for value in operands:
-            self._leave(value, "concatenated with activations (class token): no primitive")
+            self._leave(
+                value, "concatenated with activations (class token): no primitive"
+            )
         return self._join(Node("concat"), data)
 
     def _join(self, node: Node, operands: list[_Value]) -> _Value:
@@ -361,7 +381,9 @@ class _Builder:
             return self._add_node(Node("glob_avg"), x.sources)
         window = node.args[1]
         assert isinstance(window, (list, tuple, int))
-        sizes = [int(k) for k in window] if isinstance(window, (list, tuple)) else [window]  # type: ignore[arg-type]
+        sizes = (
+            [int(k) for k in window] if isinstance(window, (list, tuple)) else [window]
+        )  # type: ignore[arg-type]
         op = "max_pool" if "max" in op_name(node) else "avg_pool"
         return self._add_node(Node(op, shape=(1, 1, sizes[0], sizes[-1])), x.sources)
 
@@ -375,7 +397,11 @@ class _Builder:
         end = len(self.nodes) - 1
         weight = end - 2 if self.nodes[end - 1].op == "bias" else end - 1
         node = self.nodes[weight]
-        if node.op != "conv" or node.shape is None or node.shape[2:] not in ((1, 1), ()):
+        if (
+            node.op != "conv"
+            or node.shape is None
+            or node.shape[2:] not in ((1, 1), ())
+        ):
             return
         if self.predecessors[end] != (end - 1,):
             return
@@ -431,7 +457,14 @@ _HANDLERS: dict[str, Callable[[_Builder, fx.Node], _Value]] = {
     "aten::convolution": _Builder._convolution,
     "aten::linear": _Builder._linear,
     **dict.fromkeys(
-        ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mv", "aten::matmul"),
+        (
+            "aten::mm",
+            "aten::addmm",
+            "aten::bmm",
+            "aten::baddbmm",
+            "aten::mv",
+            "aten::matmul",
+        ),
         _Builder._matmul,
     ),
     **dict.fromkeys(

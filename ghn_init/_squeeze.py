@@ -11,7 +11,8 @@ from torch import Tensor, fx
 
 _MULTIPLY = frozenset({"aten::mul", "aten::mul_"})
 _SQUASH = frozenset(
-    "aten::" + name for name in "sigmoid hardsigmoid hardtanh clamp _softmax tanh relu6".split()
+    "aten::" + name
+    for name in "sigmoid hardsigmoid hardtanh clamp _softmax tanh relu6".split()
 )
 _SEARCH_LIMIT = 64
 """Operators looked at between a gate and its pooling: blocks have about ten."""
@@ -46,7 +47,10 @@ def _is_mean_over_positions(node: fx.Node) -> bool:
         keepdim = bool(node.args[2]) if len(node.args) > 2 else False
         return over == {1} or (over == {2} and not keepdim)
     positions = len(shape) - 2
-    channels_first, channels_last = set(range(2, len(shape))), set(range(1, len(shape) - 1))
+    channels_first, channels_last = (
+        set(range(2, len(shape))),
+        set(range(1, len(shape) - 1)),
+    )
     return positions > 0 and over in (channels_first, channels_last)
 
 
@@ -108,7 +112,9 @@ def _is_squashed(node: fx.Node) -> bool:
 def _is_vector(node: fx.Node) -> bool:
     """One value per sample and channel, whatever the layout: no positions left."""
     shape = _shape(node)
-    return len(shape) > 1 and _numel(node) <= shape[0] * max(shape[1:]) if shape else True
+    return (
+        len(shape) > 1 and _numel(node) <= shape[0] * max(shape[1:]) if shape else True
+    )
 
 
 def _shape(node: object) -> tuple[int, ...]:
