@@ -1,4 +1,4 @@
-"""The configuration of a graph hypernetwork: what its tensors' sizes leave open, and what they say."""
+"""The configuration of a graph hypernetwork."""
 
 from __future__ import annotations
 

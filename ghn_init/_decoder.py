@@ -25,13 +25,10 @@ class ConvDecoder(nn.Module):
         super().__init__()
         d, c, s = config.hidden_size, config.channels, config.kernel
         self.channels, self.kernel, self.centred = c, s, config.arch == "ghn3"
+        self.hidden_size = d
         self.fc = nn.Sequential(nn.Linear(d, 4 * d * s * s), nn.ReLU())
-        self.conv = nn.Sequential(
-            nn.Linear(4 * d, 8 * d), nn.ReLU(), nn.Linear(8 * d, c * c)
-        )
-        self.class_layer_predictor = nn.Sequential(
-            nn.ReLU(), nn.Linear(c, config.num_classes)
-        )
+        self.conv = nn.Sequential(nn.Linear(4 * d, 8 * d), nn.ReLU(), nn.Linear(8 * d, c * c))
+        self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(c, config.num_classes))
 
     def forward(self, x: Tensor, out: int, in_: int, height: int, width: int) -> Tensor:
         """`(N, d)` node features -> `(N, out, in, height, width)`, out and in at most C.
@@ -42,11 +39,9 @@ class ConvDecoder(nn.Module):
         weight = self._positions(x, h, w)  # (N, h, w, 4d)
         weight = self.conv[1](self.conv[0](weight))
         out, in_ = min(out, self.channels), min(in_, self.channels)
-        last = self.conv[2]
-        rows = last.weight.view(self.channels, self.channels, -1)[:out, :in_].flatten(
-            0, 1
-        )
-        bias = last.bias.view(self.channels, self.channels)[:out, :in_].flatten()
+        last_weight, last_bias = self.conv[2].parameters()
+        rows = last_weight.view(self.channels, self.channels, -1)[:out, :in_].flatten(0, 1)
+        bias = last_bias.view(self.channels, self.channels)[:out, :in_].flatten()
         weight = F.linear(weight, rows, bias)  # (N, h, w, out * in)
         weight = weight.permute(0, 3, 1, 2)
         if (h, w) != (height, width):
@@ -62,11 +57,9 @@ class ConvDecoder(nn.Module):
         """First linear map, for the kernel positions in use: `(N, d)` -> `(N, h, w, 4d)`."""
         s = self.kernel
         top, left = (s // 2 - h // 2, s // 2 - w // 2) if self.centred else (0, 0)
-        first = self.fc[0]
-        rows = first.weight.view(-1, s, s, first.in_features)[
-            :, top : top + h, left : left + w
-        ]
-        bias = first.bias.view(-1, s, s)[:, top : top + h, left : left + w]
+        first_weight, first_bias = self.fc[0].parameters()
+        rows = first_weight.view(-1, s, s, self.hidden_size)[:, top : top + h, left : left + w]
+        bias = first_bias.view(-1, s, s)[:, top : top + h, left : left + w]
         rows, bias = rows.permute(1, 2, 0, 3), bias.permute(1, 2, 0)
         weight = F.linear(x, rows.flatten(0, 2), bias.flatten())
         return F.relu(weight).view(len(x), h, w, -1)

@@ -38,9 +38,7 @@ def kernel_table(kernel: int) -> list[int]:
 
 def channel_row(table: Sequence[int], channels: int) -> int:
     """Row of a number of channels: exact; 4 to 7 as 8; else the nearest, the lower on a tie."""
-    return _nearest(
-        table, 8 if 4 <= channels <= 7 and channels not in table else channels
-    )
+    return _nearest(table, 8 if 4 <= channels <= 7 and channels not in table else channels)
 
 
 def kernel_row(table: Sequence[int], size: int) -> int:
@@ -99,9 +97,7 @@ class EncodedGraphs:
 
     def to(self, device: torch.device | str) -> EncodedGraphs:
         """The same on another device."""
-        tensors = {
-            k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
-        }
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return EncodedGraphs(**tensors, sizes=self.sizes)
 
 
@@ -130,8 +126,12 @@ def encode(graphs: Sequence[Graph], num_classes: int, kernel: int) -> EncodedGra
                 continue
             out, in_, height, width = shape4(node.shape)
             rows.append(
-                [channel_row(channels, out), channel_row(channels, in_)]
-                + [kernel_row(kernels, height), kernel_row(kernels, width)]
+                [
+                    channel_row(channels, out),
+                    channel_row(channels, in_),
+                    kernel_row(kernels, height),
+                    kernel_row(kernels, width),
+                ]
             )
         shapes[b, :n] = torch.tensor(rows)
         distances[b, :n, :n] = graph.distances

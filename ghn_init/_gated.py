@@ -41,9 +41,7 @@ class GatedGNN(nn.Module):
     def forward(self, x: Tensor, graphs: EncodedGraphs) -> Tensor:
         """`(B, N, d)` -> `(B, N, d)`; padding stays 0."""
         outputs = []
-        for features, distances, size in zip(
-            x, graphs.distances, graphs.sizes, strict=True
-        ):
+        for features, distances, size in zip(x, graphs.distances, graphs.sizes, strict=True):
             distances = distances[:size, :size]
             h = self._sweep(features[:size], distances)
             h = self._sweep(h.flip(0), distances.t().flip(0, 1)).flip(0)
@@ -58,11 +56,7 @@ class GatedGNN(nn.Module):
             distances: `(N, N)` shortest paths, `[i, j]` from i to j.
         """
         one_hop = (distances == 1).to(x.dtype).t().contiguous()  # [j, i]: i is before j
-        weight = (
-            torch.where(distances > 0, 1.0 / distances.clamp(min=1), 0.0)
-            .to(x.dtype)
-            .t()
-        )
+        weight = torch.where(distances > 0, 1.0 / distances.clamp(min=1), 0.0).to(x.dtype).t()
         parts: list[Tensor] = []
         order: list[Tensor] = []
         sent: list[Tensor] = []

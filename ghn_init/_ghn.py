@@ -26,9 +26,7 @@ class ShapeEncoder(nn.Module):
     def __init__(self, config: GHNConfig) -> None:
         super().__init__()
         width = config.hidden_size // 4
-        self.embed_channel = nn.Embedding(
-            len(channel_table(config.num_classes)) + 1, width
-        )
+        self.embed_channel = nn.Embedding(len(channel_table(config.num_classes)) + 1, width)
         self.embed_spatial = nn.Embedding(len(kernel_table(config.kernel)) + 1, width)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -49,9 +47,7 @@ class GHN(nn.Module):
         sha256: of the checkpoint file; empty for a hypernetwork that was not loaded from one.
     """
 
-    def __init__(
-        self, config: GHNConfig, name: str = "unnamed", sha256: str = ""
-    ) -> None:
+    def __init__(self, config: GHNConfig, name: str = "unnamed", sha256: str = "") -> None:
         super().__init__()
         d = config.hidden_size
         self.config, self.name, self.sha256 = config, name, sha256
@@ -68,9 +64,7 @@ class GHN(nn.Module):
             self.ln = nn.LayerNorm(d)
         self.decoder = ConvDecoder(config)
         self.decoder_1d = VectorDecoder(d, config.channels)
-        self.bias_class = nn.Sequential(
-            nn.ReLU(), nn.Linear(config.channels, config.num_classes)
-        )
+        self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(config.channels, config.num_classes))
 
     @property
     def device(self) -> torch.device:
@@ -85,9 +79,7 @@ class GHN(nn.Module):
     def forward(self, graphs: EncodedGraphs) -> Tensor:
         """Node features behind the graph network, `(B, N, d)` for B graphs of at most N nodes."""
         x = self.embed(graphs.primitives) + self.shape_enc(graphs.shapes)
-        if (
-            self.config.arch == "ghn3"
-        ):  # Eq. 7, and the distance from the input (Appendix A.1)
+        if self.config.arch == "ghn3":  # Eq. 7, and the distance from the input (Appendix A.1)
             x = x + self.centrality_embed_in(graphs.in_degrees)
             x = x + self.centrality_embed_out(graphs.out_degrees)
             x = x + self.input_dist_embed(graphs.input_distances)

@@ -1,7 +1,8 @@
-"""The computational graph that a graph hypernetwork reads: nodes of fifteen primitives, and edges."""
+"""The computational graph that a graph hypernetwork reads: fifteen primitives, and edges."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from ._text import grouped_by_reason
 
 PRIMITIVES = (
     "max_pool",
@@ -33,7 +36,7 @@ WEIGHTS = frozenset({"conv", "sep_conv", "dil_conv"})
 NORMS = frozenset({"bn", "ln"})
 
 MAX_DISTANCE = 50
-"""Longest shortest path that counts as a (virtual) edge; longer ones are 0, as unconnected pairs."""
+"""Longest shortest path that counts as a (virtual) edge; longer ones are 0, like no path."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,7 @@ class Graph:
         """
         n = len(self.nodes)
         unreached = torch.iinfo(torch.int16).max - 1
-        to_node = torch.full(
-            (n, n), unreached, dtype=torch.int16
-        )  # [j, i]: from i to j
+        to_node = torch.full((n, n), unreached, dtype=torch.int16)  # [j, i]: from i to j
         predecessors = self.predecessors
         for j in range(n):
             if predecessors[j]:
@@ -117,9 +118,7 @@ class Graph:
         node = self.nodes[index]
         if node.op != "conv" or node.shape is None:
             return False
-        return len(node.shape) == 2 or (
-            len(node.shape) == 4 and node.shape[2:] == (1, 1)
-        )
+        return len(node.shape) == 2 or (len(node.shape) == 4 and node.shape[2:] == (1, 1))
 
     @property
     def num_classes(self) -> int | None:
@@ -134,8 +133,8 @@ class Graph:
         """A short table: size, primitives, coverage, and what was left out and why."""
         counts = Counter(node.op for node in self.nodes)
         carried = {n for node in self.nodes for n in (node.param, node.norm_bias) if n}
-        total = sum(_numel(s) for s in self.shapes.values())
-        covered = sum(_numel(self.shapes[n]) for n in carried if n in self.shapes)
+        total = sum(math.prod(s) for s in self.shapes.values())
+        covered = sum(math.prod(self.shapes[n]) for n in carried if n in self.shapes)
         lines = [
             f"nodes {len(self.nodes)}, edges {len(self.edges)}, "
             f"average degree {2 * len(self.edges) / max(1, len(self.nodes)):.2f}, "
@@ -144,12 +143,5 @@ class Graph:
             f"parameters in the graph {covered:,} of {total:,} "
             f"({100 * covered / max(1, total):.2f}%), tensors {len(carried)} of {len(self.shapes)}",
         ]
-        lines += [f"  left: {name}: {reason}" for name, reason in self.left.items()]
+        lines += [f"  left: {names}: {reason}" for names, reason in grouped_by_reason(self.left)]
         return "\n".join(lines)
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

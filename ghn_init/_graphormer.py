@@ -56,20 +56,14 @@ class Attention(nn.Module):
         forward = torch.cat([steps, none[1:]])
         backward = torch.cat([none, steps[1:]])
         embed = self.edge_embed.embed
-        pairs = torch.cat(
-            [embed(forward + _EDGE_SHIFT), embed(backward + _EDGE_SHIFT)], dim=-1
-        )
+        pairs = torch.cat([embed(forward + _EDGE_SHIFT), embed(backward + _EDGE_SHIFT)], dim=-1)
         table = self.proj_e(pairs)  # (pairs, heads)
         return table.t()[:, pair_rows(distances)].transpose(0, 1)
 
     def forward(self, x: Tensor, edge_term: Tensor) -> Tensor:
         """`(B, N, d)` node features and `(B, heads, N, N)` edge term -> `(B, N, d)`."""
         b, n, d = x.shape
-        q, k, v = (
-            self.to_qkv(x)
-            .view(b, n, 3, self.heads, d // self.heads)
-            .permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = self.to_qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=edge_term.to(q.dtype))
         return self.to_out(out.transpose(1, 2).reshape(b, n, d))
 
@@ -115,13 +109,13 @@ class Graphormer(nn.ModuleList):
     """
 
     def __init__(self, hidden_size: int, layers: int, heads: int) -> None:
-        super().__init__(
-            GraphormerLayer(hidden_size, heads, edges=i == 0) for i in range(layers)
-        )
+        super().__init__(GraphormerLayer(hidden_size, heads, edges=i == 0) for i in range(layers))
 
     def forward(self, x: Tensor, graphs: EncodedGraphs) -> Tensor:
         """`(B, N, d)` -> `(B, N, d)`; what comes out for padding is meaningless."""
-        edge_term = self[0].attn.edge_term(graphs.distances)
+        first = self[0]
+        assert isinstance(first, GraphormerLayer)
+        edge_term = first.attn.edge_term(graphs.distances)
         if min(graphs.sizes) < max(graphs.sizes):
             sizes = torch.tensor(graphs.sizes, device=x.device)
             padding = torch.arange(x.shape[1], device=x.device) >= sizes[:, None]

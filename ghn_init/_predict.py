@@ -19,13 +19,28 @@ _TOKEN_STD = 0.02
 
 
 @dataclass(frozen=True)
+class _Recipe:
+    """What the decoder computes for a node; nodes with one recipe are decoded together.
+
+    Arguments:
+        kind: `"weight"`, `"vector"`, `"class_weight"` or `"class_bias"`.
+        out, in_, height, width: of a weight, at most as many channels as the decoder has.
+    """
+
+    kind: str
+    out: int = 0
+    in_: int = 0
+    height: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True)
 class _Target:
-    """One node to decode: graph and node index, and what to decode it as."""
+    """A node to decode: graph and node index, and the node."""
 
     graph: int
     index: int
     node: Node
-    kind: str  # "weight", "vector", "class_weight" or "class_bias"
 
 
 def predict_graphs(
@@ -45,67 +60,66 @@ def predict_graphs(
     features = ghn(ghn.encode(list(graphs)))
     predicted: list[dict[str, Tensor]] = [{} for _ in graphs]
     generator = torch.Generator().manual_seed(seed)
-    for key, targets in _groups(graphs, classifiers, ghn.config.channels).items():
+    for recipe, targets in _groups(graphs, classifiers, ghn.config.channels).items():
         rows = features[[t.graph for t in targets], [t.index for t in targets]]
-        for target, tensor in zip(
-            targets, _decode(ghn, rows, targets[0].kind, key), strict=True
-        ):
-            tensors = _finish(target, tensor, generator)
-            predicted[target.graph].update(tensors)
+        for target, tensor in zip(targets, _decode(ghn, rows, recipe), strict=True):
+            predicted[target.graph] |= _finish(target.node, recipe.kind, tensor, generator)
     return predicted
 
 
 def _groups(
     graphs: Sequence[Graph], classifiers: Sequence[bool], channels: int
-) -> dict[tuple[object, ...], list[_Target]]:
-    """Nodes to decode, by what the decoder has to compute for them."""
-    groups: dict[tuple[object, ...], list[_Target]] = defaultdict(list)
+) -> dict[_Recipe, list[_Target]]:
+    """Nodes to decode, by recipe."""
+    groups: dict[_Recipe, list[_Target]] = defaultdict(list)
     for g, (graph, with_classifier) in enumerate(zip(graphs, classifiers, strict=True)):
         done: set[str] = set()
         for i, node in enumerate(graph.nodes):
-            if node.param is None or node.shape is None or node.param in done:
+            if node.param is None or node.param in done:
                 continue  # a parameter used twice is predicted from its first use
             done.add(node.param)
             is_classifier = graph.classifier is not None and i in graph.classifier
-            if is_classifier and not with_classifier:
-                continue
-            kind = "weight" if node.op in WEIGHTS or node.op == "pos_enc" else "vector"
-            if is_classifier:
-                kind = "class_bias" if node.op == "bias" else "class_weight"
-            key: tuple[object, ...] = (kind,)
-            if kind.endswith("weight"):
-                out, in_, height, width = shape4(node.shape)
-                out = 0 if kind == "class_weight" else min(out, channels)
-                key = (kind, out, min(in_, channels), height, width)
-            groups[key].append(_Target(g, i, node, kind))
+            if with_classifier or not is_classifier:
+                groups[_recipe(node, is_classifier, channels)].append(_Target(g, i, node))
     return groups
 
 
-def _decode(ghn: GHN, x: Tensor, kind: str, key: tuple[object, ...]) -> Tensor:
-    if kind == "weight":
-        return ghn.decoder(x, *key[1:])
-    if kind == "class_weight":
-        return ghn.decoder.classifier(x, key[2])
+def _recipe(node: Node, is_classifier: bool, channels: int) -> _Recipe:
+    assert node.shape is not None
+    if node.op not in WEIGHTS and node.op != "pos_enc":
+        return _Recipe("class_bias" if is_classifier else "vector")
+    out, in_, height, width = shape4(node.shape)
+    if is_classifier:
+        return _Recipe("class_weight", in_=min(in_, channels))
+    return _Recipe("weight", min(out, channels), min(in_, channels), height, width)
+
+
+def _decode(ghn: GHN, x: Tensor, recipe: _Recipe) -> Tensor:
+    """`(N, d)` features of nodes with one recipe -> N decoded tensors."""
+    if recipe.kind == "weight":
+        return ghn.decoder(x, recipe.out, recipe.in_, recipe.height, recipe.width)
+    if recipe.kind == "class_weight":
+        return ghn.decoder.classifier(x, recipe.in_)
     vectors = ghn.decoder_1d(x)
-    return ghn.bias_class(vectors[:, 1]) if kind == "class_bias" else vectors
+    return ghn.bias_class(vectors[:, 1]) if recipe.kind == "class_bias" else vectors
 
 
 def _finish(
-    target: _Target, decoded: Tensor, generator: torch.Generator
+    node: Node, kind: str, decoded: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Cut or tile a decoded tensor to the parameter's shape, and normalise it."""
-    node = target.node
     name, shape = node.param, node.shape
-    assert name is not None and shape is not None
+    assert name is not None
+    assert shape is not None
     if node.op == "pos_enc":
         return {name: _positional(decoded, shape, generator)}
-    if target.kind == "class_weight":
+    if kind == "class_weight":
         weight = fit(decoded, shape[:2])
         return {name: normalise_weight(weight.reshape(shape))}
-    if target.kind == "weight":
+    if kind == "weight":
         size = shape4(shape)
         return {name: normalise_weight(fit(decoded, size).reshape(shape))}
-    if target.kind == "class_bias":
+    if kind == "class_bias":
         return {name: normalise_bias(fit(decoded, shape))}
     if node.op not in NORMS:
         return {name: normalise_bias(fit(decoded[1], shape))}
@@ -115,14 +129,10 @@ def _finish(
     return tensors
 
 
-def _positional(
-    decoded: Tensor, shape: tuple[int, ...], generator: torch.Generator
-) -> Tensor:
-    """(1, channels, side, side) -> (1, tokens, channels); rows in front, for class tokens, are drawn."""
+def _positional(decoded: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """(1, channels, side, side) -> (1, tokens, channels), class tokens (drawn) in front."""
     _, tokens, channels = shape
     side = positional_grid(tokens)
     patches = fit(decoded, (1, channels)).flatten(2).transpose(1, 2)
-    front = (
-        torch.randn(1, tokens - side * side, channels, generator=generator) * _TOKEN_STD
-    )
+    front = torch.randn(1, tokens - side * side, channels, generator=generator) * _TOKEN_STD
     return torch.cat([front.to(patches), patches], dim=1)

@@ -8,6 +8,7 @@ through whatever has no primitive.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -64,23 +65,41 @@ _NOTHING = _Value()
 
 # Operators that keep the numbers and rearrange or cast them: a bias may still follow.
 _REARRANGE = frozenset(
-    "aten::" + name
-    for name in (
-        "view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze clone "
-        "contiguous alias detach _to_copy expand flatten unflatten lift_fresh"
-    ).split()
+    {
+        "aten::_reshape_alias",
+        "aten::_to_copy",
+        "aten::_unsafe_view",
+        "aten::alias",
+        "aten::clone",
+        "aten::detach",
+        "aten::expand",
+        "aten::lift_fresh",
+        "aten::permute",
+        "aten::squeeze",
+        "aten::t",
+        "aten::transpose",
+        "aten::unsqueeze",
+        "aten::view",
+    }
 )
 _TRANSPOSE = frozenset({"aten::t", "aten::transpose", "aten::permute", "aten::numpy_T"})
-_PICK = frozenset(
-    {"aten::index", "aten::index_select", "aten::gather", "aten::embedding"}
-)
+_PICK = frozenset({"aten::index", "aten::index_select", "aten::gather", "aten::embedding"})
 # Operators that take only the size, dtype and device of their operand.
 _CREATE = frozenset(
-    "aten::" + name
-    for name in (
-        "new_zeros new_ones new_empty new_full new_empty_strided zeros_like ones_like empty_like "
-        "full_like rand_like randn_like randint_like"
-    ).split()
+    {
+        "aten::empty_like",
+        "aten::full_like",
+        "aten::new_empty",
+        "aten::new_empty_strided",
+        "aten::new_full",
+        "aten::new_ones",
+        "aten::new_zeros",
+        "aten::ones_like",
+        "aten::rand_like",
+        "aten::randint_like",
+        "aten::randn_like",
+        "aten::zeros_like",
+    }
 )
 _STATISTIC = frozenset({"aten::rsqrt", "aten::sqrt", "aten::std"})
 
@@ -101,9 +120,7 @@ class _Builder:
         for node in live:
             self.values[node] = self._value(node)
         self._pool_before_classifier()
-        edges = sorted(
-            (i, j) for j, before in enumerate(self.predecessors) for i in before
-        )
+        edges = sorted((i, j) for j, before in enumerate(self.predecessors) for i in before)
         return Graph(tuple(self.nodes), edges, self._left(), self.shapes)
 
     # -- one fx node
@@ -123,11 +140,7 @@ class _Builder:
         return handler(self, node) if handler else self._pass_through(node)
 
     def _get(self, argument: Any) -> _Value:
-        return (
-            self.values.get(argument, _NOTHING)
-            if isinstance(argument, fx.Node)
-            else _NOTHING
-        )
+        return self.values.get(argument, _NOTHING) if isinstance(argument, fx.Node) else _NOTHING
 
     def _operands(self, node: fx.Node) -> list[_Value]:
         return [self.values[n] for n in node.all_input_nodes]
@@ -180,7 +193,7 @@ class _Builder:
         if value.is_data:
             return None
         if len(value.params) > 1:
-            fitting = [p for p in value.params if _numel(self.shapes[p]) == size]
+            fitting = [p for p in value.params if math.prod(self.shapes[p]) == size]
             return fitting[0] if len(fitting) == 1 else None
         return value.params[0] if value.params else None
 
@@ -217,8 +230,8 @@ class _Builder:
         return self._add_node(Node("bias", param, self.shapes[param]), x.sources)
 
     def _convolution(self, node: fx.Node) -> _Value:
-        x, weight, bias, _, _, dilation, transposed, _, groups = node.args[:9]
-        assert isinstance(weight, fx.Node)
+        arguments: tuple[Any, ...] = node.args
+        x, weight, bias, _, _, dilation, transposed, _, groups = arguments[:9]
         value = self.values[weight]
         if not self._get(x).is_data or value.is_data:
             return self._pass_through(node)
@@ -228,14 +241,12 @@ class _Builder:
                 self._leave(operand, f"{kind} convolution: not in the vocabulary")
             return _Value(sources=self._get(x).sources)
         op = "conv"
-        if isinstance(groups, int) and groups > 1:
-            dilated = all(d > 1 for d in dilation)  # type: ignore[union-attr]
-            op = "dil_conv" if dilated else "sep_conv"
+        if groups > 1:
+            op = "dil_conv" if all(d > 1 for d in dilation) else "sep_conv"
         return self._weight(op, self._get(x), weight, bias)
 
     def _linear(self, node: fx.Node) -> _Value:
-        x, weight = node.args[:2]
-        bias = node.args[2] if len(node.args) > 2 else None
+        x, weight, bias = (*node.args, None)[:3]
         assert isinstance(weight, fx.Node)
         if not self._get(x).is_data or self.values[weight].is_data:
             return self._pass_through(node)
@@ -244,7 +255,8 @@ class _Builder:
     def _matmul(self, node: fx.Node) -> _Value:
         """Products of matrices: a linear layer, the end of an attention, or neither."""
         *added, left, right = node.args
-        assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+        assert isinstance(left, fx.Node)
+        assert isinstance(right, fx.Node)
         a, b = self.values[left], self.values[right]
         bias = added[0] if added else None
         if a.is_data and b.is_data:
@@ -256,9 +268,7 @@ class _Builder:
             return self._pass_through(node)
         # A layer stores (out, in): it is multiplied from the left, or transposed from the right.
         oriented = value.transposed == (weight is right)
-        if not oriented or not all(
-            _is_matrix(self.shapes[p]) for p in value.params[:1]
-        ):
+        if not oriented or not all(_is_matrix(self.shapes[p]) for p in value.params[:1]):
             self._leave(value, "a matrix that is not stored as (out, in)")
             return replace(_NOTHING, sources=_union([x, self._get(bias)]))
         return self._weight("conv", x, weight, bias)
@@ -336,17 +346,10 @@ class _Builder:
     def _multiply_parameter(self, node: fx.Node, x: _Value, factor: fx.Node) -> _Value:
         value = self.values[factor]
         param = self._param(value, _size(factor))
-        if (
-            param
-            and x.normalised
-            and len(self.shapes[param]) == 1
-            and self.shapes[param][0] > 1
-        ):
+        if param and x.normalised and len(self.shapes[param]) == 1 and self.shapes[param][0] > 1:
             out = self._add_node(Node("ln", param, self.shapes[param]), x.sources)
             return replace(out, open_norm=out.sources[0])
-        self._leave(
-            value, "multiplied with activations (layer scale, gain): no primitive"
-        )
+        self._leave(value, "multiplied with activations (layer scale, gain): no primitive")
         return self._pass_through(node)
 
     def _concatenate(self, node: fx.Node) -> _Value:
@@ -355,9 +358,7 @@ class _Builder:
         if not data:
             return self._pass_through(node)
         for value in operands:
-            self._leave(
-                value, "concatenated with activations (class token): no primitive"
-            )
+            self._leave(value, "concatenated with activations (class token): no primitive")
         return self._join(Node("concat"), data)
 
     def _join(self, node: Node, operands: list[_Value]) -> _Value:
@@ -379,11 +380,8 @@ class _Builder:
             return self._pass_through(node)
         if is_global_pool(node):
             return self._add_node(Node("glob_avg"), x.sources)
-        window = node.args[1]
-        assert isinstance(window, (list, tuple, int))
-        sizes = (
-            [int(k) for k in window] if isinstance(window, (list, tuple)) else [window]
-        )  # type: ignore[arg-type]
+        window: Any = node.args[1]
+        sizes = [int(k) for k in window]
         op = "max_pool" if "max" in op_name(node) else "avg_pool"
         return self._add_node(Node(op, shape=(1, 1, sizes[0], sizes[-1])), x.sources)
 
@@ -397,11 +395,7 @@ class _Builder:
         end = len(self.nodes) - 1
         weight = end - 2 if self.nodes[end - 1].op == "bias" else end - 1
         node = self.nodes[weight]
-        if (
-            node.op != "conv"
-            or node.shape is None
-            or node.shape[2:] not in ((1, 1), ())
-        ):
+        if node.op != "conv" or node.shape is None or node.shape[2:] not in ((1, 1), ()):
             return
         if self.predecessors[end] != (end - 1,):
             return
@@ -416,7 +410,7 @@ class _Builder:
 
 def _is_matrix(shape: tuple[int, ...]) -> bool:
     """Whether a shape is (out, in), with at most a 1x1 kernel behind."""
-    return len(shape) > 1 and _numel(shape) == shape[0] * shape[1]
+    return len(shape) > 1 and math.prod(shape) == shape[0] * shape[1]
 
 
 def _is_positional(shape: tuple[int, ...]) -> bool:
@@ -431,13 +425,6 @@ def _union(values: Iterable[_Value]) -> tuple[int, ...]:
 def _size(node: Any) -> int:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value.numel() if isinstance(value, Tensor) else 0
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _live_nodes(graph: fx.Graph) -> list[fx.Node]:

@@ -7,12 +7,20 @@ inside is no node, unlike the one before a classification layer, which looks the
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, fx
 
 _MULTIPLY = frozenset({"aten::mul", "aten::mul_"})
 _SQUASH = frozenset(
-    "aten::" + name
-    for name in "sigmoid hardsigmoid hardtanh clamp _softmax tanh relu6".split()
+    {
+        "aten::_softmax",
+        "aten::clamp",
+        "aten::hardsigmoid",
+        "aten::hardtanh",
+        "aten::sigmoid",
+        "aten::tanh",
+    }
 )
 _SEARCH_LIMIT = 64
 """Operators looked at between a gate and its pooling: blocks have about ten."""
@@ -39,10 +47,10 @@ def is_global_pool(node: fx.Node) -> bool:
 
 def _is_mean_over_positions(node: fx.Node) -> bool:
     shape = _shape(node.args[0])
-    dims = node.args[1] if len(node.args) > 1 else None
+    dims: Any = node.args[1] if len(node.args) > 1 else None
     if not isinstance(dims, (list, tuple)):
         return False
-    over = {int(d) % len(shape) for d in dims}  # type: ignore[call-overload]
+    over = {int(d) % len(shape) for d in dims}
     if len(shape) == 3:  # (batch, tokens, channels), or (batch, channels, positions)
         keepdim = bool(node.args[2]) if len(node.args) > 2 else False
         return over == {1} or (over == {2} and not keepdim)
@@ -112,9 +120,7 @@ def _is_squashed(node: fx.Node) -> bool:
 def _is_vector(node: fx.Node) -> bool:
     """One value per sample and channel, whatever the layout: no positions left."""
     shape = _shape(node)
-    return (
-        len(shape) > 1 and _numel(node) <= shape[0] * max(shape[1:]) if shape else True
-    )
+    return len(shape) > 1 and _numel(node) <= shape[0] * max(shape[1:]) if shape else True
 
 
 def _shape(node: object) -> tuple[int, ...]:

@@ -69,7 +69,12 @@ def record(model: nn.Module, inputs: Inputs) -> fx.Graph:
     first: Exception | None = None
     for training in (True, False):
         try:
-            with _untouched(model, training), _isolated_rng(), torch.no_grad(), _plain_attention():
+            with (
+                _untouched(model, training),
+                _isolated_rng(),
+                torch.no_grad(),
+                _plain_attention(),
+            ):
                 return _run(model, inputs)
         except Exception as error:  # whatever a user's forward raises
             first = first or error
@@ -134,7 +139,7 @@ class _Recorder(TorchDispatchMode):
         out = func(*args, **kwargs)
         if not isinstance(out, (Tensor, tuple, list)) and not func._schema.is_mutable:
             return out  # a question about a tensor (its device, its size), no operator of the graph
-        node_args, node_kwargs = fx.node.map_aggregate((args, kwargs), self._read)  # type: ignore[misc]
+        node_args, node_kwargs = fx.node.map_aggregate((args, kwargs), self._read)
         node = self.graph.call_function(func, node_args, node_kwargs)
         self._register(out, node)
         if func._schema.is_mutable:
@@ -245,7 +250,7 @@ def _untouched(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _isolated_rng() -> Iterator[None]:
-    """The same random choices on every trace (some forwards flip coins), the caller's state kept."""
+    """Make the same random choices on every trace (some forwards flip coins), and restore."""
     python_state = random.getstate()
     numpy = sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy else None

@@ -1,0 +1,7 @@
+"""`python -m ghn_init` is `ghn-init`."""
+
+import sys
+
+from ._cli import main
+
+sys.exit(main())

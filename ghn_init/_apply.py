@@ -1,0 +1,365 @@
+"""The main job: model -> trace -> graph -> GHN -> post-process -> assign -> report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from ._checkpoint import DEFAULTS
+from ._errors import GHNInitError
+from ._ghn import GHN
+from ._graph import Graph
+from ._loading import load_ghn
+from ._postprocess import PostProcessing, classifier_weight, post_process, weight_layers
+from ._predict import predict_graphs
+from ._report import Report
+from ._tracing import trace
+
+METHODS = ("ghn3-orth", "ghn3", "ghn2-orth", "ghn2", "orth", "rand")
+HEADS = ("auto", "predict", "keep")
+
+_NOISE = 1e-5
+_NOISE_ORTH = 3e-5
+_ORTH_START = 0.685  # ResNet-50's L = 37 of 54 (second paper, Table 2)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The arguments of `apply`, checked."""
+
+    method: str
+    arch: str | None  # the hypernetwork's architecture; None for the baselines
+    head: str
+    seed: int
+    steps: PostProcessing
+
+
+@overload
+def apply(
+    model: nn.Module,
+    method: str = ...,
+    *,
+    ghn: str | os.PathLike[str] | GHN | None = ...,
+    device: str | torch.device | None = ...,
+    head: str = ...,
+    noise: float | None = ...,
+    orth_start: float | None = ...,
+    seed: int = ...,
+    example_inputs: Any = ...,
+    return_report: Literal[False] = ...,
+) -> nn.Module: ...
+
+
+@overload
+def apply(
+    model: nn.Module,
+    method: str = ...,
+    *,
+    ghn: str | os.PathLike[str] | GHN | None = ...,
+    device: str | torch.device | None = ...,
+    head: str = ...,
+    noise: float | None = ...,
+    orth_start: float | None = ...,
+    seed: int = ...,
+    example_inputs: Any = ...,
+    return_report: Literal[True],
+) -> tuple[nn.Module, Report]: ...
+
+
+def apply(
+    model: nn.Module,
+    method: str = "ghn3-orth",
+    *,
+    ghn: str | os.PathLike[str] | GHN | None = None,
+    device: str | torch.device | None = None,
+    head: str = "auto",
+    noise: float | None = None,
+    orth_start: int | float | None = None,
+    seed: int = 0,
+    example_inputs: Any = None,
+    return_report: bool = False,
+) -> nn.Module | tuple[nn.Module, Report]:
+    """Initialize a model in place with parameters that a graph hypernetwork predicts.
+
+    Arguments:
+        model: any `nn.Module`; it stays on its device and in its dtype.
+        method: `"ghn3-orth"` (default), `"ghn3"`, `"ghn2-orth"`, `"ghn2"`; or a baseline without
+            a checkpoint: `"orth"` (orthogonal, Saxe et al., 2013) or `"rand"` (the model's own
+            initialization, left as it is).
+        ghn: checkpoint: a name or path as in `load_ghn`, or a loaded hypernetwork. Default:
+            `"ghn3xlm16"` for the ghn3 methods, `"ghn2"` for the ghn2 ones.
+        device: where the hypernetwork computes. Default: where a given hypernetwork is, else CPU.
+        head: `"auto"` (default) predicts the classification layer only if its number of classes
+            is the checkpoint's, else leaves it; `"predict"`; `"keep"`.
+        noise: beta of Eq. 1 of the second paper. Default: 1e-5, and 3e-5 for `*-orth`.
+        orth_start: L of the second paper, for methods with `orth`: the layer from which weights
+            are post-processed, as an index counted from 1 (int) or as a share of the depth
+            (float). Default: 0.685 for `*-orth`, ResNet-50's 37 of 54; 1 for `"orth"`. Layers
+            are the convolution and linear weights in the order of the graph.
+        seed: of the noise and of other random values. The global RNG is neither read nor changed.
+        example_inputs: as in `trace`.
+        return_report: return `(model, report)`.
+
+    Without `-orth` every convolution and linear weight but the classifier gets the noise; with
+    it, those from L on get the noise and the orthogonal step, and earlier ones stay as predicted.
+    Frozen parameters (`requires_grad=False`) and those that no primitive fits are left, and
+    named in the report.
+
+    Returns: the same model.
+
+    Raises:
+        GHNInitError: on any bad argument, model, input or checkpoint; the model is then exactly
+            as it was.
+    """
+    settings = _check(method, head, noise, orth_start, seed)
+    _check_model(model)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    report = Report(
+        type(model).__name__,
+        method,
+        None,
+        "",
+        seed,
+        settings.steps.noise or None,
+        None,
+        shapes,
+    )
+    if method == "rand":
+        left = dict.fromkeys(shapes, "method rand leaves the model's own initialization")
+        report = replace(report, left=left)
+        return (model, report) if return_report else model
+    hypernetwork = _hypernetwork(settings, ghn, device)
+    graph = trace(model, example_inputs)
+    tensors, report = _initial_values(graph, hypernetwork, settings, report)
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad and n in tensors]
+    report = _without(report, frozen, "frozen (requires_grad=False)")
+    _assign(model, {n: t for n, t in tensors.items() if n not in frozen})
+    return (model, report) if return_report else model
+
+
+def predict(
+    model: nn.Module | Sequence[nn.Module],
+    ghn: str | os.PathLike[str] | GHN,
+    graph: Graph | Sequence[Graph] | None = None,
+    *,
+    head: str = "auto",
+    seed: int = 0,
+    example_inputs: Any = None,
+) -> Any:
+    """Predict a model's parameters; the model is not touched, and no noise is added.
+
+    Arguments:
+        model: a model, or a list of models to be decoded as one batch.
+        ghn: a hypernetwork, or its name or path as in `load_ghn`.
+        graph: the model's graph (a list of graphs for a list of models), if already traced.
+        head: as in `apply`.
+        seed: of the class tokens' rows in positional embeddings, the only random values.
+        example_inputs: as in `trace`, for every model.
+
+    Returns: `{parameter name: tensor}` on the hypernetwork's device, in float32; for a list of
+        models a list of them. Parameters that cannot be predicted are missing: `graph.left`
+        has the reasons.
+
+    Raises:
+        GHNInitError: on any bad argument, model, input or checkpoint.
+    """
+    _check_choice("head", head, HEADS)
+    models = [model] if isinstance(model, nn.Module) else list(model)
+    if not models:
+        raise GHNInitError("model is an empty list: give at least one model.")
+    hypernetwork = ghn if isinstance(ghn, GHN) else load_ghn(ghn)
+    if graph is None:
+        graphs = [trace(m, example_inputs) for m in models]
+    else:
+        graphs = [graph] if isinstance(graph, Graph) else list(graph)
+    if len(graphs) != len(models):
+        raise GHNInitError(f"{len(models)} models and {len(graphs)} graphs: give one graph each.")
+    with_head = [_predicts_head(g, hypernetwork, head) for g in graphs]
+    with torch.no_grad():
+        predicted = predict_graphs(graphs, hypernetwork, with_head, seed)
+    return predicted[0] if isinstance(model, nn.Module) else predicted
+
+
+# -- arguments
+
+
+def _check(
+    method: str, head: str, noise: float | None, orth_start: float | None, seed: int
+) -> _Settings:
+    _check_choice("method", method, METHODS)
+    _check_choice("head", head, HEADS)
+    orth = method.endswith("orth")
+    arch = method.split("-")[0] if method.startswith("ghn") else None
+    if noise is not None and (arch is None or not noise >= 0 or noise == float("inf")):
+        what = f"method {method!r} adds no noise" if arch is None else f"it is {noise!r}"
+        raise GHNInitError(f"noise: {what}. Give a number from 0 up, with a ghn method.")
+    if noise is None:
+        noise = 0.0 if arch is None else _NOISE_ORTH if orth else _NOISE
+    if orth_start is not None and (not orth or isinstance(orth_start, bool) or orth_start < 0):
+        what = f"it is {orth_start!r}" if orth else f"method {method!r} has no orthogonal step"
+        raise GHNInitError(f"orth_start: {what}. Give a layer (int) or share of the depth (float).")
+    if isinstance(orth_start, float) and orth_start > 1:
+        raise GHNInitError(
+            f"orth_start is {orth_start}: a float is a share of the depth, at most 1. "
+            f"For a layer give an int: {int(orth_start)}."
+        )
+    if orth_start is None:
+        orth_start = _ORTH_START if arch and orth else 1
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise GHNInitError(f"seed is {seed!r}: give an integer of at most 64 bits.")
+    return _Settings(method, arch, head, seed, PostProcessing(noise, orth, orth_start))
+
+
+def _check_choice(what: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise GHNInitError(f"unknown {what} {value!r}: choose one of {', '.join(known)}.")
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise GHNInitError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
+    for name, param in model.named_parameters():
+        if param.is_inference():
+            raise GHNInitError(
+                f"{name} was made under torch.inference_mode() and cannot be written: build the "
+                "model outside of it."
+            )
+        if isinstance(param, nn.parameter.UninitializedParameter):
+            raise GHNInitError(
+                f"{name} has no shape yet (a lazy module): run the model once on real data first."
+            )
+        if param.is_meta:
+            raise GHNInitError(
+                f"{name} is on the meta device: give the model memory first, "
+                'model.to_empty(device="cpu").'
+            )
+
+
+def _hypernetwork(
+    settings: _Settings,
+    ghn: str | os.PathLike[str] | GHN | None,
+    device: str | torch.device | None,
+) -> GHN | None:
+    if settings.arch is None:
+        if ghn is not None:
+            raise GHNInitError(f"method {settings.method!r} uses no checkpoint: leave ghn out.")
+        return None
+    try:
+        device = None if device is None else torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise GHNInitError(f"device {device!r} cannot be used: {error}") from error
+    if isinstance(ghn, GHN):
+        loaded = ghn if device in (None, ghn.device) else _moved(ghn, device)
+    else:
+        loaded = load_ghn(DEFAULTS[settings.arch] if ghn is None else ghn, device or "cpu")
+    if loaded.config.arch != settings.arch:
+        raise GHNInitError(
+            f"method {settings.method!r} needs a {settings.arch} checkpoint, and {loaded.name} "
+            f"is a {loaded.config.arch}: use method="
+            f"{settings.method.replace(settings.arch, loaded.config.arch)!r}."
+        )
+    return loaded
+
+
+def _moved(ghn: GHN, device: torch.device | None) -> GHN:
+    """A copy on another device: the caller's hypernetwork stays where it is."""
+    with torch.device("meta"):
+        copy = GHN(ghn.config, ghn.name, ghn.sha256)
+    copy.load_state_dict({k: v.to(device) for k, v in ghn.state_dict().items()}, assign=True)
+    return copy.requires_grad_(False).eval()
+
+
+def _predicts_head(graph: Graph, ghn: GHN, head: str) -> bool:
+    return head == "predict" or (head == "auto" and graph.num_classes == ghn.config.num_classes)
+
+
+# -- values
+
+
+def _initial_values(
+    graph: Graph, ghn: GHN | None, settings: _Settings, report: Report
+) -> tuple[dict[str, Tensor], Report]:
+    """Tensors to write, and the report about them."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    layers = weight_layers(graph)
+    with torch.no_grad():
+        if ghn is None:
+            tensors = {n: torch.randn(graph.shapes[n], generator=generator) for n in layers}
+            tensors.pop(classifier_weight(graph) or "", None)
+            report = replace(report, left=_left(graph, tensors, "kept by method orth"))
+        else:
+            with_head = _predicts_head(graph, ghn, settings.head)
+            tensors = predict_graphs([graph], ghn, [with_head], settings.seed)[0]
+            report = replace(
+                report,
+                checkpoint=ghn.name,
+                checkpoint_sha256=ghn.sha256,
+                predicted=tuple(n for n in graph.shapes if n in tensors),
+                left=_left(graph, tensors, _head_reason(graph, ghn, settings.head)),
+                notes=_token_notes(graph),
+            )
+        _check_finite(tensors)
+        processed = post_process(graph, tensors, settings.steps, generator)
+    report = replace(
+        report,
+        orth_start=settings.steps.first_layer(len(layers)) if settings.steps.orth else None,
+        postprocessed=tuple(processed.tensors),
+        rank_deficient=processed.rank_deficient,
+    )
+    return tensors | processed.tensors, report
+
+
+def _left(graph: Graph, tensors: Mapping[str, Tensor], otherwise: str) -> dict[str, str]:
+    return {n: graph.left.get(n, otherwise) for n in graph.shapes if n not in tensors}
+
+
+def _head_reason(graph: Graph, ghn: GHN, head: str) -> str:
+    if head == "keep":
+        return 'classification layer kept (head="keep")'
+    return (
+        f"classification layer of {graph.num_classes} classes, the checkpoint's has "
+        f'{ghn.config.num_classes} (head="predict" predicts it all the same)'
+    )
+
+
+def _token_notes(graph: Graph) -> tuple[str, ...]:
+    return tuple(
+        f"{node.param}: rows for class tokens drawn from N(0, 0.02), the others predicted"
+        for node in graph.nodes
+        if node.op == "pos_enc" and node.shape and round(node.shape[1] ** 0.5) ** 2 != node.shape[1]
+    )
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise GHNInitError(
+                f"the checkpoint predicts values for {name} that are not finite: it does not suit "
+                "this model. Use another checkpoint."
+            )
+
+
+def _without(report: Report, names: Sequence[str], reason: str) -> Report:
+    """The report with some parameters left after all."""
+    if not names:
+        return report
+    left = {n: reason if n in names else report.left.get(n, "") for n in report.shapes}
+    return replace(
+        report,
+        predicted=tuple(n for n in report.predicted if n not in names),
+        postprocessed=tuple(n for n in report.postprocessed if n not in names),
+        left={n: left[n] for n in report.shapes if n in names or n in report.left},
+    )
+
+
+def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors into the parameters of that name: storage, dtype and device are kept."""
+    params = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            params[name].copy_(tensor)

@@ -1,0 +1,164 @@
+"""The command line `ghn-init`.
+
+Everything heavy is imported by the command that needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from . import __version__
+from ._errors import GHNInitError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code is 0, or 1 with one line on stderr saying what went wrong.
+
+    Arguments:
+        arguments: without the program's name. Default: `sys.argv`.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except GHNInitError as error:
+        print(f"ghn-init: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        print("ghn-init: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ghn-init",
+        description="Initialize vision models with parameters predicted by graph hypernetworks.",
+    )
+    parser.add_argument("--version", action="version", version=f"ghn-init {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_export(commands)
+    _add_trace(commands)
+    _add_list(commands)
+    _add_convert(commands)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a timm or torchvision model name")
+    parser.add_argument("--library", choices=("timm", "torchvision"), help="default: timm first")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="default: the library's")
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="write an initialized model to a safetensors file")
+    _add_model(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE")
+    parser.add_argument("--method", default="ghn3-orth", help="default: %(default)s")
+    parser.add_argument("--ghn", metavar="CHECKPOINT", help="name or path; see `ghn-init list`")
+    parser.add_argument("--head", default="auto", help="auto (default), predict or keep")
+    parser.add_argument("--noise", type=float, metavar="BETA", help="default: as published")
+    parser.add_argument(
+        "--orth-start", type=_layer, metavar="L", help="a layer, or a share of them"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--device", help="where the hypernetwork computes; default: cpu")
+    parser.set_defaults(run=_export)
+
+
+def _layer(text: str) -> int | float:
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from ._export import export
+    from ._zoo import create_model
+
+    model, library = create_model(options.model, options.library, options.num_classes, options.seed)
+    report = export(
+        model,
+        options.output,
+        name=options.model,
+        library=library,
+        method=options.method,
+        ghn=options.ghn,
+        device=options.device,
+        head=options.head,
+        noise=options.noise,
+        orth_start=options.orth_start,
+        seed=options.seed,
+    )
+    print(report)
+    print(f"written to {options.output}")
+
+
+def _add_trace(commands: Any) -> None:
+    parser = commands.add_parser("trace", help="show the graph that a hypernetwork reads")
+    _add_model(parser)
+    parser.add_argument("--json", action="store_true", help="nodes, edges and what is left out")
+    parser.set_defaults(run=_trace)
+
+
+def _trace(options: argparse.Namespace) -> None:
+    from ._tracing import trace
+    from ._zoo import create_model
+
+    model, library = create_model(options.model, options.library, options.num_classes)
+    graph = trace(model)
+    if not options.json:
+        print(f"{options.model} ({library})\n{graph.summary()}")
+        return
+    nodes = [{"op": n.op, "param": n.param, "shape": n.shape} for n in graph.nodes]
+    content = {
+        "model": options.model,
+        "library": library,
+        "nodes": nodes,
+        "edges": graph.edges,
+        "left": dict(graph.left),
+    }
+    print(json.dumps(content))
+
+
+def _add_list(commands: Any) -> None:
+    parser = commands.add_parser("list", help="show the methods and the checkpoints")
+    parser.add_argument("--cached", action="store_true", help="checkpoints on this machine only")
+    parser.set_defaults(run=_list)
+
+
+def _list(options: argparse.Namespace) -> None:
+    from ._checkpoint import DEFAULTS, KNOWN, list_cached
+
+    cached = list_cached()
+    if options.cached:
+        for checkpoint in cached:
+            revision = f"@{checkpoint.revision}" if checkpoint.revision else ""
+            print(f"{checkpoint.name:<12} {checkpoint.sha256}  {checkpoint.source}{revision}")
+        return
+    from ._apply import METHODS
+
+    names = {checkpoint.name for checkpoint in cached}
+    print("methods:", ", ".join(METHODS))
+    print("checkpoints:")
+    for name in KNOWN:
+        remarks = [f"default of {arch}" for arch, default in DEFAULTS.items() if default == name]
+        remarks += ["cached"] if name in names else []
+        print(f"  {name:<12}{', '.join(remarks)}".rstrip())
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser("convert", help="rewrite a checkpoint as safetensors")
+    parser.add_argument("source", metavar="SRC", help="name or path, any known layout")
+    parser.add_argument("destination", metavar="DST", help="safetensors file to write")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from ._checkpoint import convert
+
+    convert(options.source, options.destination)
+    print(f"written to {options.destination}")
