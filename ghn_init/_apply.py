@@ -18,7 +18,7 @@ from ._loading import load_ghn
 from ._postprocess import PostProcessing, classifier_weight, post_process, weight_layers
 from ._predict import predict_graphs
 from ._report import Report
-from ._tracing import trace
+from ._tracing import check_traceable, trace
 
 METHODS = ("ghn3-orth", "ghn3", "ghn2-orth", "ghn2", "orth", "rand")
 HEADS = ("auto", "predict", "keep")
@@ -117,6 +117,8 @@ def apply(
             as it was.
     """
     settings = _check(method, head, noise, orth_start, seed)
+    if ghn is not None and settings.arch is None:
+        raise GHNInitError(f"method {method!r} uses no checkpoint: leave ghn out.")
     _check_model(model)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     report = Report(
@@ -220,18 +222,13 @@ def _check_choice(what: str, value: object, known: Sequence[str]) -> None:
         raise GHNInitError(f"unknown {what} {value!r}: choose one of {', '.join(known)}.")
 
 
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise GHNInitError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
+def _check_model(model: nn.Module) -> None:
+    check_traceable(model)
     for name, param in model.named_parameters():
         if param.is_inference():
             raise GHNInitError(
                 f"{name} was made under torch.inference_mode() and cannot be written: build the "
                 "model outside of it."
-            )
-        if isinstance(param, nn.parameter.UninitializedParameter):
-            raise GHNInitError(
-                f"{name} has no shape yet (a lazy module): run the model once on real data first."
             )
         if param.is_meta:
             raise GHNInitError(
@@ -246,8 +243,6 @@ def _hypernetwork(
     device: str | torch.device | None,
 ) -> GHN | None:
     if settings.arch is None:
-        if ghn is not None:
-            raise GHNInitError(f"method {settings.method!r} uses no checkpoint: leave ghn out.")
         return None
     try:
         device = None if device is None else torch.empty(0, device=device).device
@@ -301,13 +296,13 @@ def _initial_values(
                 checkpoint_sha256=ghn.sha256,
                 predicted=tuple(n for n in graph.shapes if n in tensors),
                 left=_left(graph, tensors, _head_reason(graph, ghn, settings.head)),
-                notes=_token_notes(graph),
             )
         _check_finite(tensors)
         processed = post_process(graph, tensors, settings.steps, generator)
     report = replace(
         report,
         orth_start=settings.steps.first_layer(len(layers)) if settings.steps.orth else None,
+        notes=graph.notes + (_token_notes(graph) if ghn is not None else ()),
         postprocessed=tuple(processed.tensors),
         rank_deficient=processed.rank_deficient,
     )

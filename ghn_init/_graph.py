@@ -66,12 +66,14 @@ class Graph:
         edges: one-hop edges `(i, j)`, `i < j`, sorted.
         left: parameters that no node carries, by name, with the reason.
         shapes: every parameter of the model and its shape, in the model's order.
+        notes: whatever is out of the ordinary about the trace.
     """
 
     nodes: tuple[Node, ...]
     edges: list[tuple[int, int]]
     left: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -144,4 +146,5 @@ class Graph:
             f"({100 * covered / max(1, total):.2f}%), tensors {len(carried)} of {len(self.shapes)}",
         ]
         lines += [f"  left: {names}: {reason}" for names, reason in grouped_by_reason(self.left)]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

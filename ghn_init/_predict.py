@@ -131,6 +131,8 @@ def _finish(
 
 def _positional(decoded: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """(1, channels, side, side) -> (1, tokens, channels), class tokens (drawn) in front."""
+    if len(shape) == 4:
+        return fit(decoded, shape)
     _, tokens, channels = shape
     side = positional_grid(tokens)
     patches = fit(decoded, (1, channels)).flatten(2).transpose(1, 2)

@@ -21,13 +21,13 @@ from ._squeeze import find_squeeze_excitation, is_global_pool, op_name
 from ._trace import Inputs, record
 
 
-def trace_graph(model: nn.Module, inputs: Inputs) -> Graph:
-    """Trace a model to its graph of primitives.
+def trace_graph(model: nn.Module, inputs: Inputs, training: bool = True) -> Graph:
+    """Trace a model to its graph of primitives, in training or evaluation mode.
 
     Raises:
         GHNInitError: if the model does not run on the inputs.
     """
-    return _Builder(model).build(record(model, inputs))
+    return _Builder(model).build(record(model, inputs, training))
 
 
 @dataclass(frozen=True)
@@ -414,8 +414,8 @@ def _is_matrix(shape: tuple[int, ...]) -> bool:
 
 
 def _is_positional(shape: tuple[int, ...]) -> bool:
-    """Whether a parameter of this shape holds one vector per token: (1, tokens, channels)."""
-    return len(shape) == 3 and shape[0] == 1 and shape[1] > 1 and shape[2] > 1
+    """Whether it holds a vector per token: (1, tokens, channels) or (1, channels, h, w)."""
+    return len(shape) in (3, 4) and shape[0] == 1 and min(shape[1:]) > 1
 
 
 def _union(values: Iterable[_Value]) -> tuple[int, ...]:

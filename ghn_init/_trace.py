@@ -52,7 +52,7 @@ def _describe(value: Any) -> str:
     return type(value).__name__
 
 
-def record(model: nn.Module, inputs: Inputs) -> fx.Graph:
+def record(model: nn.Module, inputs: Inputs, training: bool = True) -> fx.Graph:
     """Record one forward pass as a graph of ATen operators.
 
     Placeholders carry `meta["param"]` (the dotted name, for parameters), `meta["input"]` (True for
@@ -62,29 +62,22 @@ def record(model: nn.Module, inputs: Inputs) -> fx.Graph:
     Arguments:
         model: any module that runs eagerly. It is left exactly as it was.
         inputs: example inputs.
+        training: the mode to run in, whatever mode the model is in.
 
     Raises:
-        GHNInitError: if the model does not run on the inputs, in training mode nor in eval mode.
+        GHNInitError: if the model does not run on the inputs.
     """
-    first: Exception | None = None
-    for training in (True, False):
-        try:
-            with (
-                _untouched(model, training),
-                _isolated_rng(),
-                torch.no_grad(),
-                _plain_attention(),
-            ):
-                return _run(model, inputs)
-        except Exception as error:  # whatever a user's forward raises
-            first = first or error
-    assert first is not None
-    reason = str(first).strip().splitlines()[0] if str(first).strip() else ""
-    raise GHNInitError(
-        f"{type(model).__name__} does not run on the example input ({inputs}): "
-        f"{type(first).__name__}: {reason}. Pass example_inputs=, a tensor (or a tuple, or a dict "
-        f"of keyword arguments) that the model's forward accepts."
-    ) from first
+    try:
+        with _untouched(model, training), _isolated_rng(), torch.no_grad(), _plain_attention():
+            return _run(model, inputs)
+    except Exception as error:  # whatever a user's forward raises
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise GHNInitError(
+            f"{type(model).__name__} does not run on the example input ({inputs}): {reason}. "
+            "Pass example_inputs=, a tensor (or a tuple, or a dict of keyword arguments) that "
+            "the model's forward accepts."
+        ) from error
 
 
 def _run(model: nn.Module, inputs: Inputs) -> fx.Graph:

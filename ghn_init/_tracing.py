@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,11 @@ from ._errors import GHNInitError
 from ._graph import Graph
 from ._inputs import given_inputs, likely_inputs
 from ._primitives import trace_graph
+
+_IN_EVALUATION_MODE = (
+    "traced in evaluation mode, as the model does not run on the inputs in training mode: parts "
+    "that only training mode uses are missing"
+)
 
 
 def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
@@ -28,17 +34,36 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
     Raises:
         GHNInitError: the model has no parameters, or does not run on the inputs.
     """
+    check_traceable(model)
+    guessed = example_inputs is None
+    candidates = list(likely_inputs(model)) if guessed else [given_inputs(example_inputs)]
+    first = None
+    for training in (True, False):  # every size in training mode first: it shows auxiliary heads
+        for inputs in candidates:
+            try:
+                graph = trace_graph(model, inputs, training)
+            except GHNInitError as error:
+                first = first or error
+            else:
+                return graph if training else replace(graph, notes=(_IN_EVALUATION_MODE,))
+    assert first is not None
+    tried = f" Tried: {'; '.join(map(str, candidates))}." if guessed else ""
+    raise GHNInitError(f"{first}{tried}") from first
+
+
+def check_traceable(model: nn.Module) -> None:
+    """Refuse what is no model, or has no parameters of known shape.
+
+    Raises:
+        GHNInitError: saying so.
+    """
     if not isinstance(model, nn.Module):
         raise GHNInitError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
-    if next(model.parameters(), None) is None:
+    params = list(model.named_parameters())
+    if not params:
         raise GHNInitError(f"{type(model).__name__} has no parameters: nothing to initialize.")
-    if example_inputs is not None:
-        return trace_graph(model, given_inputs(example_inputs))
-    tried, first = [], None
-    for inputs in likely_inputs(model):
-        try:
-            return trace_graph(model, inputs)
-        except GHNInitError as error:
-            tried.append(str(inputs))
-            first = first or error
-    raise GHNInitError(f"{first} Tried: {'; '.join(tried)}.") from first
+    for name, param in params:
+        if isinstance(param, nn.parameter.UninitializedParameter):
+            raise GHNInitError(
+                f"{name} has no shape yet (a lazy module): run the model once on real data first."
+            )

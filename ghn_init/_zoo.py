@@ -36,6 +36,8 @@ def create_model(
     """
     if library is not None and library not in LIBRARIES:
         raise GHNInitError(f"unknown library {library!r}: choose timm or torchvision.")
+    if num_classes is not None and num_classes < 1:
+        raise GHNInitError(f"num_classes is {num_classes}: give 1 or more.")
     known: list[str] = []
     for candidate in LIBRARIES if library is None else (library,):
         names, build = _open(candidate)

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import ghn_init
+from ghn_init import GHN, GHNConfig, GHNInitError
+from ghn_init._checkpoint import save_checkpoint
+from ghn_init._cli import main
+from ghn_init._zoo import create_model
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, cache: Path) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ghn = GHN(GHNConfig("ghn3", 16, 2, 8, (16, 16, 11, 11), 1000))
+    path = tmp_path / "ghn.safetensors"
+    save_checkpoint(path, ghn.state_dict(), ghn.config)
+    return path
+
+
+def test_export(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "w.safetensors"
+    assert main(["export", "resnet18", "-o", str(out), "--ghn", str(checkpoint)]) == 0
+    printed = capsys.readouterr().out
+    assert "predicted" in printed
+    assert f"written to {out}" in printed
+
+    model = timm.create_model("resnet18")
+    missing, unexpected = safetensors.torch.load_model(model, out)
+    assert not missing
+    assert not unexpected
+    timm.create_model("resnet18").load_state_dict(safetensors.torch.load_file(out), strict=True)
+    expected, _ = create_model("resnet18", seed=0)
+    ghn_init.apply(expected, ghn=checkpoint)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True)
+    )
+    with safe_open(out, "pt") as file:
+        metadata = file.metadata()
+    report = ghn_init.apply(expected, ghn=checkpoint, return_report=True)[1]
+    assert metadata == {
+        "format": "pt",
+        "model": "resnet18",
+        "library": "timm",
+        "method": "ghn3-orth",
+        "checkpoint": str(checkpoint),
+        "checkpoint_sha256": report.checkpoint_sha256,
+        "seed": "0",
+        "ghn_init_version": ghn_init.__version__,
+    }
+    first = safetensors.torch.load_file(out)
+    assert main(["export", "resnet18", "-o", str(out), "--ghn", str(checkpoint)]) == 0
+    second = safetensors.torch.load_file(out)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_export_options(tmp_path: Path, checkpoint: Path) -> None:
+    out = tmp_path / "w.safetensors"
+    command = ["export", "shufflenet_v2_x0_5", "-o", str(out), "--ghn", str(checkpoint)]
+    command += ["--library", "torchvision", "--num-classes", "7", "--method", "ghn3", "--seed", "5"]
+    assert main([*command, "--head", "predict", "--noise", "0"]) == 0
+    tensors = safetensors.torch.load_file(out)
+    assert tensors["fc.weight"].shape == (7, 1024)
+    model, library = create_model("shufflenet_v2_x0_5", "torchvision", 7)
+    assert library == "torchvision"
+    predicted = ghn_init.predict(model, checkpoint, head="predict")
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in predicted.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet1"], "no model 'resnet1'.*Did you mean"),
+        (["resnet18", "--method", "magic"], "unknown method 'magic'"),
+        (["resnet18", "--ghn", "missing.pt"], "missing.pt"),
+        (["resnet18", "--num-classes", "-3"], "num_classes is -3"),
+    ],
+)
+def test_failed_export_leaves_the_old_file(
+    arguments: list[str], message: str, tmp_path: Path, cache: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "w.safetensors"
+    for before in (None, b"precious"):
+        if before is not None:
+            out.write_bytes(before)
+        assert main(["export", *arguments, "-o", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("ghn-init: ")
+        assert len(error.splitlines()) == 1
+        assert re.search(message, error)
+        assert [p.name for p in tmp_path.iterdir()] == ([] if before is None else [out.name])
+        assert before is None or out.read_bytes() == before
+
+
+def test_unwritable_output(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for target in (tmp_path, tmp_path / "no" / "folder" / "w.safetensors"):
+        assert main(["export", "resnet18", "-o", str(target), "--ghn", str(checkpoint)]) == 1
+        assert "cannot write" in capsys.readouterr().err
+
+
+def test_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "squeezenet1_1", "--library", "torchvision"]) == 0
+    assert capsys.readouterr().out == (
+        "squeezenet1_1 (torchvision)\n"
+        "nodes 65, edges 72, average degree 2.22, longest shortest path 48\n"
+        "max_pool 3  conv 26  concat 8  input 1  bias 26  glob_avg 1\n"
+        "parameters in the graph 1,235,496 of 1,235,496 (100.00%), tensors 52 of 52\n"
+    )
+    assert main(["trace", "resnet18", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["library"] == "timm"
+    assert content["nodes"][1] == {"op": "conv", "param": "conv1.weight", "shape": [64, 3, 7, 7]}
+    assert content["edges"][0] == [0, 1]
+
+
+def test_list(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("ghn3xlm16", "ghn3lm8", "ghn3sm8", "ghn3tm8", "ghn2", "ghn3-orth", "rand"):
+        assert name in printed
+
+
+def test_convert(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(checkpoint), str(tmp_path / "c.safetensors")]) == 0
+    assert ghn_init.load_ghn(tmp_path / "c.safetensors").config.hidden_size == 16
+
+
+def test_models_by_name() -> None:
+    state = torch.get_rng_state()
+    a, library = create_model("resnet18", seed=3)
+    b, _ = create_model("resnet18", seed=3)
+    assert library == "timm"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    model, library = create_model("fcn_resnet50", num_classes=5)  # its backbone is not downloaded
+    assert library == "torchvision"
+    assert isinstance(model, nn.Module)
+    with pytest.raises(GHNInitError, match="unknown library 'nowhere'"):
+        create_model("convnext_tiny", "nowhere")
+
+
+def run(code: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    return result.stdout
+
+
+def test_importing_is_free() -> None:
+    heavy = run(
+        "import sys, ghn_init, ghn_init._cli\n"
+        "print([m for m in ('torch', 'timm', 'torchvision', 'numpy') if m in sys.modules])"
+    )
+    assert heavy.strip() == "[]"
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys\nfrom ghn_init._cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    )
+    printed = run(code)
+    assert "export" in printed
+    assert printed.strip().endswith("False")
+
+
+def test_public_names() -> None:
+    assert set(ghn_init.__all__) <= set(dir(ghn_init))
+    for name in ghn_init.__all__:
+        assert getattr(ghn_init, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        ghn_init.nonsense  # noqa: B018

@@ -1,0 +1,147 @@
+"""Each shortcut of the hypernetworks against the plain computation that it stands for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import ConvNet
+
+import ghn_init
+from ghn_init import GHN, GHNConfig, Graph, Node
+from ghn_init._decoder import fit, normalise_bias, normalise_norm_weight, normalise_weight
+from ghn_init._encoding import (
+    channel_row,
+    channel_table,
+    encode,
+    kernel_row,
+    kernel_table,
+    shape4,
+)
+from ghn_init._layout import expected_shapes
+
+GHN3 = GHNConfig("ghn3", 16, 2, 8, (16, 16, 11, 11), 10)
+GHN2 = GHNConfig("ghn2", 16, 1, 1, (32, 32, 11, 11), 10)
+
+
+def make(config: GHNConfig) -> GHN:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GHN(config).requires_grad_(False).eval()
+
+
+def some_graph() -> Graph:
+    return ghn_init.trace(ConvNet(), torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("config", [GHN3, GHN2])
+def test_state_dict_has_the_published_names(config: GHNConfig) -> None:
+    shapes = {name: tuple(t.shape) for name, t in make(config).state_dict().items()}
+    assert shapes == expected_shapes(config)
+
+
+def test_look_up_tables() -> None:
+    channels = channel_table(1000)
+    assert len(channels) + 1 == 392
+    rows = {n: channels[channel_row(channels, n)] for n in (1, 2, 3, 4, 7, 9, 60, 1000, 9999)}
+    assert rows == {1: 1, 2: 1, 3: 3, 4: 8, 7: 8, 9: 8, 60: 56, 1000: 1000, 9999: 8192}
+    assert channels[channel_row(channels, 1001)] == 1000
+    kernels = kernel_table(16)
+    assert kernels == [1, 3, 5, 7, 9, 11, 13, 14, 15, 16]
+    assert len(kernel_table(11)) + 1 == 9
+    assert [kernels[kernel_row(kernels, n)] for n in (1, 2, 4, 14, 99)] == [1, 3, 3, 14, 16]
+    assert channel_row(channel_table(5), 5) == channel_table(5).index(5)
+
+
+def test_shapes_as_four_numbers() -> None:
+    assert shape4((7,)) == (7, 1, 1, 1)
+    assert shape4((7, 5)) == (7, 5, 1, 1)
+    assert shape4((1, 197, 768)) == (1, 768, 14, 14)
+    assert shape4((8, 4, 3)) == (8, 4, 3, 1)
+    assert shape4((8, 4, 3, 5)) == (8, 4, 3, 5)
+
+
+def test_edge_term_is_the_network_on_every_pair() -> None:
+    ghn, graph = make(GHN3), some_graph()
+    distances = encode([graph], 10, 11).distances
+    attention = ghn.gnn[0].attn
+    d = distances[0].long()
+    embed = attention.edge_embed.embed
+    pairs = torch.cat([embed(d + 2), embed(d.t() + 2)], dim=-1)
+    expected = attention.proj_e(pairs).permute(2, 0, 1)
+    torch.testing.assert_close(attention.edge_term(distances)[0], expected)
+
+
+def test_gated_network_is_the_sequential_one() -> None:
+    ghn, graph = make(GHN2), some_graph()
+    gnn, encoded = ghn.gnn, encode([graph], 10, 11)
+    x = torch.randn(1, len(graph), 16, generator=torch.Generator().manual_seed(1))
+    h = list(x[0])
+    d = graph.distances.tolist()
+    n = len(graph)
+    for order, towards in ((range(n), False), (reversed(range(n)), True)):
+        for j in order:
+            message = torch.zeros(16)
+            for i in range(n):
+                distance = d[j][i] if towards else d[i][j]
+                if distance == 1:
+                    message = message + gnn.mlp(h[i])
+                if distance > 0:
+                    message = message + gnn.mlp_ve(h[i]) / distance
+            h[j] = gnn.gru(message[None], h[j][None])[0]
+    torch.testing.assert_close(gnn(x, encoded)[0], torch.stack(h))
+
+
+@pytest.mark.parametrize("config", [GHN3, GHN2])
+@pytest.mark.parametrize("size", [(16, 3, 3, 3), (5, 16, 1, 1), (4, 4, 2, 5), (8, 1, 11, 11)])
+def test_decoder_cuts_before_it_computes(config: GHNConfig, size: tuple[int, ...]) -> None:
+    """The selected rows give what cutting the full tensor gives (spec, section 6)."""
+    decoder, d, s, c = make(config).decoder, 16, 11, config.channels
+    x = torch.randn(3, d, generator=torch.Generator().manual_seed(2))
+    out, in_, h, w = size
+    full = decoder.fc(x).view(3, 4 * d, s, s).permute(0, 2, 3, 1)
+    full = decoder.conv(full).view(3, s, s, c, c).permute(0, 3, 4, 1, 2)
+    top, left = (s // 2 - h // 2, s // 2 - w // 2) if config.arch == "ghn3" else (0, 0)
+    expected = full[:, :out, :in_, top : top + h, left : left + w]
+    torch.testing.assert_close(decoder(x, *size), expected)
+
+
+def test_decoder_interpolates_larger_kernels() -> None:
+    decoder = make(GHN3).decoder
+    x = torch.randn(1, 16, generator=torch.Generator().manual_seed(2))
+    full = decoder(x, 4, 4, 11, 11)
+    expected = F.interpolate(full[0], (15, 15), mode="bilinear")[None]
+    torch.testing.assert_close(decoder(x, 4, 4, 15, 15), expected)
+
+
+def test_fit_cuts_and_repeats() -> None:
+    small = torch.arange(6.0).view(2, 3)
+    assert fit(small, (3, 5)).tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4], [0, 1, 2, 0, 1]]
+    assert fit(small, (1, 2)).tolist() == [[0, 1]]
+    assert fit(torch.arange(3.0), (7,)).tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_normalisation() -> None:
+    ones = torch.ones
+    assert normalise_weight(ones(8, 4, 3, 3))[0, 0, 0, 0].item() == pytest.approx(math.sqrt(2 / 36))
+    assert normalise_weight(ones(8, 1, 3, 3)).max().item() == pytest.approx(math.sqrt(1 / 9))
+    assert normalise_weight(ones(8, 4, 1, 7)).max().item() == pytest.approx(math.sqrt(1 / 28))
+    assert normalise_weight(ones(8, 4, 7, 1)).max().item() == pytest.approx(math.sqrt(2 / 28))
+    assert normalise_weight(ones(8, 1)).max().item() == pytest.approx(math.sqrt(2))
+    assert normalise_norm_weight(torch.zeros(1)).item() == 1
+    assert normalise_norm_weight(torch.tensor([2.0])).item() == pytest.approx(
+        2 / (1 + math.exp(-1))
+    )
+    assert normalise_bias(torch.tensor([5.0])).item() == pytest.approx(math.tanh(1))
+
+
+@pytest.mark.parametrize("config", [GHN3, GHN2])
+def test_batch_of_graphs_equals_single_ones(config: GHNConfig) -> None:
+    ghn = make(config)
+    chain = Graph(tuple(Node("sum") for _ in range(4)), [(0, 1), (1, 2), (2, 3)])
+    graphs = [some_graph(), chain]
+    together = ghn(ghn.encode(graphs))
+    for graph, features in zip(graphs, together, strict=True):
+        torch.testing.assert_close(features[: len(graph)], ghn(ghn.encode([graph]))[0])

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from models import ConvNet, torchvision_model
+from torch import Tensor, nn
+
+import ghn_init
+from ghn_init import GHN, GHNConfig, GHNInitError
+
+CONFIGS = {
+    "ghn3": GHNConfig("ghn3", 16, 2, 8, (16, 16, 11, 11), 10),
+    "ghn2": GHNConfig("ghn2", 16, 1, 1, (32, 32, 11, 11), 10),
+}
+RECORDED = [
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s",
+    "googlenet", "inception_v3", "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_small",
+    "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d",
+    "shufflenet_v2_x1_0", "squeezenet1_1", "swin_t", "vgg11", "vgg11_bn", "vit_b_16",
+    "wide_resnet50_2",
+]  # fmt: skip
+
+
+def seeded(arch: str) -> GHN:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GHN(CONFIGS[arch], arch).requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module")
+def published(shared: Path) -> dict[str, GHN]:
+    folder = shared / "golden"
+    return {a: ghn_init.load_ghn(folder / f"{a}_seeded.safetensors") for a in ("ghn3", "ghn2")}
+
+
+def relative_errors(tensor: Tensor, recorded: dict) -> dict[str, float]:
+    """Against the recorded statistics, relative to them or to the norm, whichever is larger.
+
+    (A sum may nearly cancel: then it says nothing about the tensor.)
+    """
+    x = tensor.double().flatten()
+    norm, head = recorded["norm"], torch.tensor(recorded["head"], dtype=torch.double)
+    proj = (x * torch.arange(len(x), dtype=torch.double).cos()).sum().item()
+    return {
+        "norm": abs(x.norm().item() - norm) / norm,
+        "sum": abs(x.sum().item() - recorded["sum"]) / max(abs(recorded["sum"]), norm),
+        "proj": abs(proj - recorded["proj"]) / max(abs(recorded["proj"]), norm),
+        "head": ((x[: len(head)] - head).norm() / head.norm()).item(),
+    }
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_numbers(name: str, published: dict[str, GHN], shared: Path) -> None:
+    """The published implementation's predictions, tensor by tensor, to 1e-4."""
+    recorded = json.loads((shared / "golden" / "torchvision" / f"{name}.json").read_text())
+    model = torchvision_model(name)
+    for arch, ghn in published.items():
+        expected = {n: r for n, r in recorded[arch].items() if r["predicted"]}
+        predicted = ghn_init.predict(model, ghn)
+        assert predicted.keys() == expected.keys()
+        for param, wanted in expected.items():
+            tensor = predicted[param]
+            assert list(tensor.shape) == wanted["shape"]
+            if param.endswith("pos_embedding"):
+                tensor = tensor[:, 1:]
+            errors = relative_errors(tensor, wanted)
+            assert max(errors.values()) < 1e-4, (arch, param, errors)
+
+
+@pytest.mark.parametrize(
+    ("canonical", "other"),
+    [
+        ("ghn3_seeded.safetensors", "ghn3_seeded.joblib.pt"),
+        ("ghn2_seeded.safetensors", "ghn2_seeded.ppuda.pt"),
+    ],
+)
+def test_layouts_load_to_the_same_numbers(canonical: str, other: str, shared: Path) -> None:
+    a, b = (ghn_init.load_ghn(shared / "golden" / f).state_dict() for f in (canonical, other))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("arch", CONFIGS)
+def test_list_of_models_is_decoded_as_one_batch(arch: str) -> None:
+    ghn = seeded(arch)
+    models = [ConvNet(), torchvision_model("mobilenet_v3_small", num_classes=10), ConvNet(width=24)]
+    graphs = [ghn_init.trace(models[0], torch.zeros(2, 3, 8, 8)), *map(ghn_init.trace, models[1:])]
+    together = ghn_init.predict(models, ghn, graphs)
+    for model, graph, tensors in zip(models, graphs, together, strict=True):
+        alone = ghn_init.predict(model, ghn, graph)
+        assert tensors.keys() == alone.keys() == dict(model.named_parameters()).keys()
+        for name in alone:
+            torch.testing.assert_close(tensors[name], alone[name], rtol=1e-4, atol=1e-6)
+
+
+def test_head() -> None:
+    ghn = seeded("ghn3")
+    classes = {"head.weight", "head.bias"}
+    for num_classes, head, predicted in [
+        (10, "auto", True), (10, "keep", False), (10, "predict", True),
+        (7, "auto", False), (7, "predict", True), (25, "predict", True),
+    ]:  # fmt: skip
+        tensors = ghn_init.predict(ConvNet(num_classes), ghn, head=head)
+        assert (classes <= tensors.keys()) == predicted
+        if predicted:
+            assert tensors["head.weight"].shape == (num_classes, 8)
+
+
+def test_model_is_not_touched() -> None:
+    model = ConvNet()
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    tensors = ghn_init.predict(model, seeded("ghn3"))
+    assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+    assert not any(t.requires_grad for t in tensors.values())
+
+
+def test_positional_embedding_rows() -> None:
+    model = torchvision_model("vit_b_16")
+    ghn = seeded("ghn3")
+    name = "encoder.pos_embedding"
+    a, b, other = (ghn_init.predict(model, ghn, seed=s)[name] for s in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert torch.equal(a[:, 1:], other[:, 1:])
+    assert not torch.equal(a[:, 0], other[:, 0])
+    assert 0.01 < a[:, 0].std() < 0.03
+
+
+def test_gradients_reach_the_hypernetwork() -> None:
+    """Training needs them; `predict` itself is for inference."""
+    from ghn_init._predict import predict_graphs
+
+    ghn = seeded("ghn3").requires_grad_(True)
+    graph = ghn_init.trace(ConvNet(), torch.zeros(2, 3, 8, 8))
+    tensors = predict_graphs([graph], ghn, [True])[0]
+    sum(t.square().sum() for t in tensors.values()).backward()
+    assert all(p.grad is not None for p in ghn.decoder.parameters())
+    assert ghn.gnn[0].attn.edge_embed.embed.weight.grad.abs().sum() > 0
+
+
+def test_errors() -> None:
+    ghn = seeded("ghn3")
+    with pytest.raises(GHNInitError, match="empty list"):
+        ghn_init.predict([], ghn)
+    with pytest.raises(GHNInitError, match="unknown head 'yes'"):
+        ghn_init.predict(ConvNet(), ghn, head="yes")
+    with pytest.raises(GHNInitError, match="2 models and 1 graphs"):
+        ghn_init.predict([ConvNet(), ConvNet()], ghn, ghn_init.trace(ConvNet()))
+    with pytest.raises(GHNInitError, match="no parameters"):
+        ghn_init.predict(nn.ReLU(), ghn)
