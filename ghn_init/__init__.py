@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import timm_hook
+
 if TYPE_CHECKING:
     from ._apply import METHODS, apply, predict
     from ._config import GHNConfig
@@ -35,6 +37,7 @@ __all__ = [
     "apply",
     "load_ghn",
     "predict",
+    "timm_hook",
     "trace",
 ]
 
@@ -52,6 +55,8 @@ _HOME = {
     "predict": "_apply",
     "trace": "_tracing",
 }
+
+timm_hook.enable()
 
 
 def __getattr__(name: str) -> Any:

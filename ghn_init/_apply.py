@@ -10,12 +10,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from ._assign import assign, check_writable
 from ._checkpoint import DEFAULTS
 from ._errors import GHNInitError
 from ._ghn import GHN
 from ._graph import Graph
 from ._loading import load_ghn
-from ._postprocess import PostProcessing, classifier_weight, post_process, weight_layers
+from ._postprocess import PostProcessing, classifier_weights, post_process, weight_layers
 from ._predict import predict_graphs
 from ._report import Report
 from ._tracing import check_traceable, trace
@@ -51,6 +52,7 @@ def apply(
     orth_start: float | None = ...,
     seed: int = ...,
     example_inputs: Any = ...,
+    include_frozen: bool = ...,
     return_report: Literal[False] = ...,
 ) -> nn.Module: ...
 
@@ -67,6 +69,7 @@ def apply(
     orth_start: float | None = ...,
     seed: int = ...,
     example_inputs: Any = ...,
+    include_frozen: bool = ...,
     return_report: Literal[True],
 ) -> tuple[nn.Module, Report]: ...
 
@@ -82,12 +85,14 @@ def apply(
     orth_start: int | float | None = None,
     seed: int = 0,
     example_inputs: Any = None,
+    include_frozen: bool = False,
     return_report: bool = False,
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Initialize a model in place with parameters that a graph hypernetwork predicts.
 
     Arguments:
-        model: any `nn.Module`; it stays on its device and in its dtype.
+        model: any `nn.Module`; it stays on its device and in its dtype. DataParallel,
+            DistributedDataParallel and torch.compile wrappers are looked into.
         method: `"ghn3-orth"` (default), `"ghn3"`, `"ghn2-orth"`, `"ghn2"`; or a baseline without
             a checkpoint: `"orth"` (orthogonal, Saxe et al., 2013) or `"rand"` (the model's own
             initialization, left as it is).
@@ -103,12 +108,14 @@ def apply(
             are the convolution and linear weights in the order of the graph.
         seed: of the noise and of other random values. The global RNG is neither read nor changed.
         example_inputs: as in `trace`.
+        include_frozen: also write parameters with `requires_grad=False`, which are left by
+            default.
         return_report: return `(model, report)`.
 
     Without `-orth` every convolution and linear weight but the classifier gets the noise; with
     it, those from L on get the noise and the orthogonal step, and earlier ones stay as predicted.
-    Frozen parameters (`requires_grad=False`) and those that no primitive fits are left, and
-    named in the report.
+    What no primitive fits is left, and named in the report. A model on the meta device is given
+    memory where the hypernetwork computes.
 
     Returns: the same model.
 
@@ -119,7 +126,7 @@ def apply(
     settings = _check(method, head, noise, orth_start, seed)
     if ghn is not None and settings.arch is None:
         raise GHNInitError(f"method {method!r} uses no checkpoint: leave ghn out.")
-    _check_model(model)
+    check_traceable(model)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     report = Report(
         type(model).__name__,
@@ -138,9 +145,12 @@ def apply(
     hypernetwork = _hypernetwork(settings, ghn, device)
     graph = trace(model, example_inputs)
     tensors, report = _initial_values(graph, hypernetwork, settings, report)
-    frozen = [n for n, p in model.named_parameters() if not p.requires_grad and n in tensors]
-    report = _without(report, frozen, "frozen (requires_grad=False)")
-    _assign(model, {n: t for n, t in tensors.items() if n not in frozen})
+    if not include_frozen:
+        frozen = [n for n, p in model.named_parameters() if not p.requires_grad and n in tensors]
+        report = _without(report, frozen, "frozen (requires_grad=False); see include_frozen")
+        tensors = {n: t for n, t in tensors.items() if n not in frozen}
+    check_writable(model, tensors)
+    assign(model, tensors, seed)
     return (model, report) if return_report else model
 
 
@@ -222,21 +232,6 @@ def _check_choice(what: str, value: object, known: Sequence[str]) -> None:
         raise GHNInitError(f"unknown {what} {value!r}: choose one of {', '.join(known)}.")
 
 
-def _check_model(model: nn.Module) -> None:
-    check_traceable(model)
-    for name, param in model.named_parameters():
-        if param.is_inference():
-            raise GHNInitError(
-                f"{name} was made under torch.inference_mode() and cannot be written: build the "
-                "model outside of it."
-            )
-        if param.is_meta:
-            raise GHNInitError(
-                f"{name} is on the meta device: give the model memory first, "
-                'model.to_empty(device="cpu").'
-            )
-
-
 def _hypernetwork(
     settings: _Settings,
     ghn: str | os.PathLike[str] | GHN | None,
@@ -284,8 +279,8 @@ def _initial_values(
     layers = weight_layers(graph)
     with torch.no_grad():
         if ghn is None:
-            tensors = {n: torch.randn(graph.shapes[n], generator=generator) for n in layers}
-            tensors.pop(classifier_weight(graph) or "", None)
+            drawn = [n for n in layers if n not in classifier_weights(graph)]
+            tensors = {n: torch.randn(graph.shapes[n], generator=generator) for n in drawn}
             report = replace(report, left=_left(graph, tensors, "kept by method orth"))
         else:
             with_head = _predicts_head(graph, ghn, settings.head)
@@ -350,11 +345,3 @@ def _without(report: Report, names: Sequence[str], reason: str) -> Report:
         postprocessed=tuple(n for n in report.postprocessed if n not in names),
         left={n: left[n] for n in report.shapes if n in names or n in report.left},
     )
-
-
-def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors into the parameters of that name: storage, dtype and device are kept."""
-    params = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            params[name].copy_(tensor)

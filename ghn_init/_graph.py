@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -67,6 +67,7 @@ class Graph:
         left: parameters that no node carries, by name, with the reason.
         shapes: every parameter of the model and its shape, in the model's order.
         notes: whatever is out of the ordinary about the trace.
+        stated_classes: the model's own `num_classes`, if it has such an attribute.
     """
 
     nodes: tuple[Node, ...]
@@ -74,6 +75,7 @@ class Graph:
     left: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    stated_classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -104,32 +106,61 @@ class Graph:
         return found
 
     @cached_property
-    def classifier(self) -> tuple[int, int | None] | None:
+    def classifiers(self) -> tuple[tuple[int, int | None], ...]:
         """Indices of the classification layer's weight and bias (None if it has none).
 
         It is recognised by position: the last node, or the last but one before its bias, being
-        the weight of a linear layer or of a 1x1 convolution. None if the model ends otherwise.
+        the weight of a linear layer or of a 1x1 convolution. Where several such layers are joined
+        at the end (the two heads of distillation), it is all of them; otherwise there is none.
+        A layer whose outputs are not as many as the model's own `num_classes` is none either.
         """
         last = len(self.nodes) - 1
-        if self.nodes[last].op == "bias":
-            weight, bias = last - 1, last
-            return (weight, bias) if self._is_dense_weight(weight) else None
-        return (last, None) if self._is_dense_weight(last) else None
+        ends = self.predecessors[last] if self.nodes[last].op in ("sum", "concat") else [last]
+        heads = [self._head(end) for end in ends]
+        return tuple(head for head in heads if head) if all(heads) else ()
+
+    def _head(self, end: int) -> tuple[int, int | None] | None:
+        """Weight and bias of the classification layer that ends at a node, if it is one."""
+        if self.nodes[end].op != "bias":
+            return (end, None) if self._is_dense_weight(end) else None
+        weight = self.predecessors[end][0]
+        return (weight, end) if self._is_dense_weight(weight) else None
 
     def _is_dense_weight(self, index: int) -> bool:
         node = self.nodes[index]
         if node.op != "conv" or node.shape is None:
+            return False
+        if self.stated_classes not in (None, node.shape[0]):
             return False
         return len(node.shape) == 2 or (len(node.shape) == 4 and node.shape[2:] == (1, 1))
 
     @property
     def num_classes(self) -> int | None:
         """Outputs of the classification layer; None without one."""
-        if self.classifier is None:
+        if not self.classifiers:
             return None
-        shape = self.nodes[self.classifier[0]].shape
+        shape = self.nodes[self.classifiers[0][0]].shape
         assert shape is not None
         return shape[0]
+
+    def with_prefix(self, prefix: str) -> Graph:
+        """The graph of the same model inside a wrapper that prefixes its parameters' names."""
+
+        def renamed(name: str | None) -> str | None:
+            return name and prefix + name
+
+        nodes = (
+            replace(node, param=renamed(node.param), norm_bias=renamed(node.norm_bias))
+            for node in self.nodes
+        )
+        return Graph(
+            tuple(nodes),
+            self.edges,
+            {prefix + name: reason for name, reason in self.left.items()},
+            {prefix + name: shape for name, shape in self.shapes.items()},
+            self.notes,
+            self.stated_classes,
+        )
 
     def summary(self) -> str:
         """A short table: size, primitives, coverage, and what was left out and why."""

@@ -51,15 +51,24 @@ def likely_inputs(model: nn.Module) -> Iterator[Inputs]:
 
 
 def _stated_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """(channels, height, width) that the model states itself."""
+    """(channels, height, width) that the model states itself.
+
+    Its first layer knows better how many channels it was built for (timm's `in_chans`), unless
+    patches are rearranged into channels in front of it.
+    """
+    channels = _first_layer(model)[1]
     for attribute in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, attribute, None)
         if isinstance(config, Mapping) and config.get("input_size"):
-            _, *size = config["input_size"]
-            yield (_first_layer(model)[1] or 3, *size)
+            stated, *size = config["input_size"]
+            if channels is not None and channels <= stated:
+                yield (channels, *size)
+            yield (stated, *size)
+            if channels is not None:
+                yield (channels, *size)
     size = getattr(model, "image_size", None)
     if isinstance(size, int):
-        yield (_first_layer(model)[1] or 3, size, size)
+        yield (channels or 3, size, size)
 
 
 def _usual_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -44,7 +44,7 @@ def post_process(
     steps: PostProcessing,
     generator: torch.Generator,
 ) -> PostProcessed:
-    """Apply the steps to every layer from L on, except the classifier.
+    """Apply the steps to every layer from L on, except classification layers.
 
     Arguments:
         graph: of the model; its order numbers the layers.
@@ -55,11 +55,11 @@ def post_process(
     Returns: the tensors that changed.
     """
     layers = weight_layers(graph)
-    last = classifier_weight(graph)
+    heads = classifier_weights(graph)
     changed: dict[str, Tensor] = {}
     deficient = []
     for name in layers[max(0, steps.first_layer(len(layers)) - 1) :]:
-        if name == last or name not in tensors:
+        if name in heads or name not in tensors:
             continue
         if steps.noise > 0:
             changed[name] = add_noise(tensors[name], steps.noise, generator)
@@ -78,9 +78,9 @@ def weight_layers(graph: Graph) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def classifier_weight(graph: Graph) -> str | None:
-    """Name of the classification layer's weight, which is never post-processed."""
-    return graph.nodes[graph.classifier[0]].param if graph.classifier else None
+def classifier_weights(graph: Graph) -> set[str | None]:
+    """Names of the classification layers' weights, which are never post-processed."""
+    return {graph.nodes[weight].param for weight, _ in graph.classifiers}
 
 
 def add_noise(weight: Tensor, beta: float, generator: torch.Generator) -> Tensor:

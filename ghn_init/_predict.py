@@ -74,13 +74,13 @@ def _groups(
     groups: dict[_Recipe, list[_Target]] = defaultdict(list)
     for g, (graph, with_classifier) in enumerate(zip(graphs, classifiers, strict=True)):
         done: set[str] = set()
+        heads = {index for head in graph.classifiers for index in head}
         for i, node in enumerate(graph.nodes):
             if node.param is None or node.param in done:
                 continue  # a parameter used twice is predicted from its first use
             done.add(node.param)
-            is_classifier = graph.classifier is not None and i in graph.classifier
-            if with_classifier or not is_classifier:
-                groups[_recipe(node, is_classifier, channels)].append(_Target(g, i, node))
+            if with_classifier or i not in heads:
+                groups[_recipe(node, i in heads, channels)].append(_Target(g, i, node))
     return groups
 
 

@@ -107,6 +107,8 @@ _STATISTIC = frozenset({"aten::rsqrt", "aten::sqrt", "aten::std"})
 class _Builder:
     def __init__(self, model: nn.Module) -> None:
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        stated = getattr(model, "num_classes", None)
+        self.stated_classes = stated if type(stated) is int else None
         self.nodes: list[Node] = [Node("input")]
         self.predecessors: list[tuple[int, ...]] = [()]
         self.values: dict[fx.Node, _Value] = {}
@@ -121,7 +123,13 @@ class _Builder:
             self.values[node] = self._value(node)
         self._pool_before_classifier()
         edges = sorted((i, j) for j, before in enumerate(self.predecessors) for i in before)
-        return Graph(tuple(self.nodes), edges, self._left(), self.shapes)
+        return Graph(
+            tuple(self.nodes),
+            edges,
+            self._left(),
+            self.shapes,
+            stated_classes=self.stated_classes,
+        )
 
     # -- one fx node
 
@@ -135,7 +143,7 @@ class _Builder:
             return self.values[node.args[0]]  # type: ignore[index]
         name = op_name(node)
         if name.startswith("aten::_scaled_dot_product"):
-            return self._add_node(Node("msa"), _union(self._operands(node)[:3]))
+            return self._fused_attention(node)
         handler = _HANDLERS.get(name)
         return handler(self, node) if handler else self._pass_through(node)
 
@@ -215,6 +223,8 @@ class _Builder:
             self._leave(value, "several parameters are combined into one weight")
             out = replace(_NOTHING, sources=_union([x, value]))
         else:
+            others = tuple(p for p in value.params if p != param)
+            self._leave(_Value(params=others), f"part of what {param} is turned into a weight by")
             out = self._add_node(Node(op, param, self.shapes[param]), x.sources)
             out = replace(out, open_weight=out.sources[0])
         return self._bias(out, bias) if isinstance(bias, fx.Node) else out
@@ -299,6 +309,11 @@ class _Builder:
 
     def _rms_norm(self, node: fx.Node) -> _Value:
         return self._norm("ln", node.args[0], node.args[2], None)
+
+    def _fused_attention(self, node: fx.Node) -> _Value:
+        for value in self._operands(node)[3:]:
+            self._leave(value, "relative-position table: no primitive")
+        return self._add_node(Node("msa"), _union(self._operands(node)[:3]))
 
     def _softmax(self, node: fx.Node) -> _Value:
         return replace(self._pass_through(node), attention=True)

@@ -74,7 +74,8 @@ def _parse_header(file: BinaryIO) -> tuple[dict[str, object], int]:
     if size > MAX_HEADER:
         raise GHNInitError("refused: the header is absurdly large for a checkpoint")
     try:
-        header = json.loads(read_exactly(file, 8, size), object_pairs_hook=_without_doubles)
+        text = read_exactly(file, 8, size).decode()
+        header = json.loads(text, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
         raise GHNInitError("damaged: the header is not valid JSON") from error
     if not isinstance(header, dict):

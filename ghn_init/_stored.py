@@ -137,8 +137,10 @@ def read_exactly(file: BinaryIO, start: int, size: int) -> bytes:
     try:
         file.seek(start)
         data = file.read(size)
-    except (OSError, ValueError, OverflowError) as error:
+    except OSError as error:
         raise GHNInitError(f"it cannot be read ({error})") from error
+    except (ValueError, OverflowError) as error:  # a position that no file has
+        raise GHNInitError("damaged: it refers to places outside of the file") from error
     if len(data) != size:
         raise GHNInitError(
             "truncated: the file ends in the middle. Delete it and fetch or copy it again"

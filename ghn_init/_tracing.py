@@ -35,6 +35,12 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
         GHNInitError: the model has no parameters, or does not run on the inputs.
     """
     check_traceable(model)
+    inner, prefix = unwrapped(model)
+    graph = _trace_plain(inner, example_inputs)
+    return graph.with_prefix(prefix) if prefix else graph
+
+
+def _trace_plain(model: nn.Module, example_inputs: Any) -> Graph:
     guessed = example_inputs is None
     candidates = list(likely_inputs(model)) if guessed else [given_inputs(example_inputs)]
     first = None
@@ -49,6 +55,21 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
     assert first is not None
     tried = f" Tried: {'; '.join(map(str, candidates))}." if guessed else ""
     raise GHNInitError(f"{first}{tried}") from first
+
+
+def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
+    """The model inside of DataParallel, DistributedDataParallel and torch.compile.
+
+    Returns: the model, and what the wrappers put before its parameters' names.
+    """
+    prefix = ""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model, prefix = model.module, f"{prefix}module."
+        elif isinstance(compiled := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+            model, prefix = compiled, f"{prefix}_orig_mod."
+        else:
+            return model, prefix
 
 
 def check_traceable(model: nn.Module) -> None:

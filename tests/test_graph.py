@@ -62,4 +62,13 @@ def test_summary() -> None:
 )
 def test_classifier(ops: tuple[str, ...], shape: tuple[int, ...], expected: object) -> None:
     nodes = tuple(Node(op, "p" if op != "input" else None, shape) for op in ops)
-    assert Graph(nodes, [(0, 1), (1, 2)]).classifier == expected
+    edges = [(i, i + 1) for i in range(len(ops) - 1)]
+    assert Graph(nodes, edges).classifiers == (() if expected is None else (expected,))
+
+
+def test_sum_of_two_heads() -> None:
+    ops = ("input", "conv", "bias", "conv", "bias", "sum")
+    nodes = tuple(Node(op, f"p{i}", (10, 4)) for i, op in enumerate(ops))
+    edges = [(0, 1), (1, 2), (0, 3), (3, 4), (2, 5), (4, 5)]
+    assert Graph(nodes, edges).classifiers == ((1, 2), (3, 4))
+    assert Graph(nodes, edges).num_classes == 10

@@ -8,7 +8,7 @@ import ghn_init
 from ghn_init._postprocess import (
     PostProcessing,
     add_noise,
-    classifier_weight,
+    classifier_weights,
     correlation_spread,
     orthogonalize,
     weight_layers,
@@ -100,4 +100,4 @@ def test_layers_are_in_the_order_of_the_graph() -> None:
     graph = ghn_init.trace(ConvNet(), torch.zeros(2, 3, 8, 8))
     names = ["stem", "depthwise", "squeeze", "excite", "head"]
     assert weight_layers(graph) == [f"{name}.weight" for name in names]
-    assert classifier_weight(graph) == "head.weight"
+    assert classifier_weights(graph) == {"head.weight"}

@@ -65,7 +65,7 @@ def test_recorded_graph(name: str) -> None:
     recorded = as_networkx(RECORDED[name]["nodes"], RECORDED[name]["edges"])
     graph = ghn_init.trace(model.eval())
     assert same_graph(ours(graph), recorded)
-    weight, bias = graph.classifier
+    ((weight, bias),) = graph.classifiers
     assert graph.nodes[weight].shape[0] == 1000
     assert graph.nodes[bias].shape == (1000,)
 
@@ -117,7 +117,7 @@ def test_well_formed_where_the_published_graph_is_broken(name: str) -> None:
     for module_name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)):
             assert f"{module_name}.weight" in carried
-    last = graph.nodes[graph.classifier[0]]
+    last = graph.nodes[graph.classifiers[0][0]]
     assert last.param in ("classifier.5.weight", "head.weight")
     heads = sum(
         ".attn." in n or "attention" in n for n in carried if n and n.endswith("qkv.weight")

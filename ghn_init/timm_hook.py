@@ -1,0 +1,138 @@
+"""`timm.create_model(..., pretrained_cfg="ghn3")`.
+
+`import ghn_init` is enough, whichever of the two is imported first. The hook stands in front of
+`model_entrypoint` where `create_model` looks it up, so that a `create_model` that was imported
+before has it too, and so that every other `pretrained_cfg` goes through untouched. timm itself is
+not imported for it: until somebody imports timm, an import hook waits.
+
+    timm.create_model("resnet50", pretrained_cfg="ghn3")            # and ghn3-orth, ghn2, ghn2-orth
+    timm.create_model("resnet50", pretrained_cfg="ghn3:ghn3tm8")    # another checkpoint
+    timm.create_model("resnet50.ghn3-orth", num_classes=10)         # as a tag
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from ._errors import GHNInitError
+
+_logger = logging.getLogger("ghn_init")
+
+_FACTORY = "timm.models._factory"
+_METHODS = ("ghn3", "ghn3-orth", "ghn2", "ghn2-orth")
+
+
+def enable() -> None:
+    """Switch the hook on (done by `import ghn_init`).
+
+    Raises:
+        GHNInitError: this timm is not built as the hook expects.
+    """
+    factory = sys.modules.get(_FACTORY)
+    if factory is not None:
+        _attach(factory)
+    elif not any(isinstance(finder, _Waiter) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Waiter())
+
+
+def disable() -> None:
+    """Switch the hook off: timm is again exactly as without us."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Waiter)]
+    factory = sys.modules.get(_FACTORY)
+    original = getattr(getattr(factory, "model_entrypoint", None), "_ghn_init_original", None)
+    if factory is not None and original is not None:
+        factory.model_entrypoint = original  # type: ignore[attr-defined]
+
+
+def is_enabled() -> bool:
+    """Whether the hook is on, or will be as soon as timm is imported."""
+    factory = sys.modules.get(_FACTORY)
+    if factory is None:
+        return any(isinstance(finder, _Waiter) for finder in sys.meta_path)
+    return hasattr(getattr(factory, "model_entrypoint", None), "_ghn_init_original")
+
+
+def _attach(factory: ModuleType) -> None:
+    original = getattr(factory, "model_entrypoint", None)
+    create_model = getattr(factory, "create_model", None)
+    used = getattr(getattr(create_model, "__code__", None), "co_names", ())
+    if original is None or "model_entrypoint" not in used:
+        raise GHNInitError(
+            "this timm does not build models through timm.models._factory.model_entrypoint, which "
+            'pretrained_cfg="ghn3" relies on: use ghn_init.apply(model), call '
+            "ghn_init.timm_hook.disable() to go without the hook, or install another timm."
+        )
+    if hasattr(original, "_ghn_init_original"):
+        return
+
+    @functools.wraps(original)
+    def model_entrypoint(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return _with_ghn(original(*args, **kwargs))
+
+    model_entrypoint._ghn_init_original = original  # type: ignore[attr-defined]
+    factory.model_entrypoint = model_entrypoint  # type: ignore[attr-defined]
+
+
+def _with_ghn(build: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's entry point that understands our `pretrained_cfg`."""
+
+    @functools.wraps(build)
+    def entrypoint(*args: Any, **kwargs: Any) -> Any:
+        request = _request(kwargs.get("pretrained_cfg"))
+        if request is None:
+            return build(*args, **kwargs)
+        # The model of the default tag, with its metadata, but without its weights.
+        model = build(*args, **{**kwargs, "pretrained": False, "pretrained_cfg": None})
+        from ._apply import apply
+
+        method, checkpoint = request
+        _, report = apply(model, method, ghn=checkpoint, return_report=True)
+        _logger.info("%s", report)
+        return model
+
+    return entrypoint
+
+
+def _request(pretrained_cfg: object) -> tuple[str, str | None] | None:
+    """Method and checkpoint that a `pretrained_cfg` asks for; None if it is not for us."""
+    if not isinstance(pretrained_cfg, str):
+        return None
+    method, _, checkpoint = pretrained_cfg.partition(":")
+    return (method, checkpoint or None) if method in _METHODS else None
+
+
+class _Waiter(MetaPathFinder):
+    """Attaches the hook to timm's factory right after it is imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _FACTORY:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _AttachingLoader(spec.loader)
+        return spec
+
+
+class _AttachingLoader(Loader):
+    """A module's own loader, and then the hook."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _attach(module)
