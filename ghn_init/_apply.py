@@ -192,7 +192,7 @@ def predict(
     if len(graphs) != len(models):
         raise GHNInitError(f"{len(models)} models and {len(graphs)} graphs: give one graph each.")
     with_head = [_predicts_head(g, hypernetwork, head) for g in graphs]
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):
         predicted = predict_graphs(graphs, hypernetwork, with_head, seed)
     return predicted[0] if isinstance(model, nn.Module) else predicted
 
@@ -277,7 +277,8 @@ def _initial_values(
     """Tensors to write, and the report about them."""
     generator = torch.Generator().manual_seed(settings.seed)
     layers = weight_layers(graph)
-    with torch.no_grad():
+    # Whatever default device the caller has set, what is drawn is drawn on the CPU.
+    with torch.no_grad(), torch.device("cpu"):
         if ghn is None:
             drawn = [n for n in layers if n not in classifier_weights(graph)]
             tensors = {n: torch.randn(graph.shapes[n], generator=generator) for n in drawn}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,11 +44,21 @@ def likely_inputs(model: nn.Module) -> Iterator[Inputs]:
     sizes; the number of channels is read off the first layer.
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    seen = set()
-    for shape in (*_stated_shapes(model), *_usual_shapes(model)):
-        if shape not in seen:
-            seen.add(shape)
-            yield Inputs((torch.empty(_BATCH, *shape, dtype=dtype, device="meta"),), {})
+    count = _required_arguments(model)
+    shapes = list(dict.fromkeys((*_stated_shapes(model), *_usual_shapes(model))))
+    for shape in shapes:
+        image = torch.empty(_BATCH, *shape, dtype=dtype, device="meta")
+        yield Inputs((image,) * count, {})
+    for shape in shapes[:1]:  # detectors take a list of images
+        image = torch.empty(*shape, dtype=dtype, device="meta")
+        yield Inputs(([image] * _BATCH,), {})
+
+
+def _required_arguments(model: nn.Module) -> int:
+    """How many inputs `forward` asks for (optical flow takes two images)."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return max(1, sum(p.kind in positional and p.default is p.empty for p in parameters))
 
 
 def _stated_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:

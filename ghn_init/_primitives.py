@@ -21,13 +21,22 @@ from ._squeeze import find_squeeze_excitation, is_global_pool, op_name
 from ._trace import Inputs, record
 
 
-def trace_graph(model: nn.Module, inputs: Inputs, training: bool = True) -> Graph:
-    """Trace a model to its graph of primitives, in training or evaluation mode.
+def trace_graph(
+    model: nn.Module, inputs: Inputs, training: bool = True, fake: bool = True
+) -> Graph:
+    """Trace a model to its graph of primitives.
+
+    Arguments:
+        model: the model; it is left as it was.
+        inputs: example inputs.
+        training: run in training mode, else in evaluation mode.
+        fake: run on fake tensors, else on real ones.
 
     Raises:
+        NeedsNumbers: if the model cannot run on fake tensors.
         GHNInitError: if the model does not run on the inputs.
     """
-    return _Builder(model).build(record(model, inputs, training))
+    return _Builder(model).build(record(model, inputs, training, fake))
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ operator into a `torch.fx.Graph`. Fake tensors make this work on whatever runs e
 several times faster than `make_fx`, `torch.export` or a meta-device pass under either. One front
 end therefore serves every model, and there is no second one that could disagree with it.
 
-The model always runs in training mode first, so that auxiliary heads are seen and the graph does
-not depend on the mode that the caller left the model in.
+Where the forward pass asks for numbers (how many boxes a detector keeps, say), fake tensors cannot
+answer; the same recorder then watches a pass on real ones, in evaluation mode.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import contextlib
 import operator
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ._errors import GHNInitError
 
@@ -52,7 +53,11 @@ def _describe(value: Any) -> str:
     return type(value).__name__
 
 
-def record(model: nn.Module, inputs: Inputs, training: bool = True) -> fx.Graph:
+class NeedsNumbers(GHNInitError):
+    """The forward pass depends on numbers that fake tensors do not have."""
+
+
+def record(model: nn.Module, inputs: Inputs, training: bool = True, fake: bool = True) -> fx.Graph:
     """Record one forward pass as a graph of ATen operators.
 
     Placeholders carry `meta["param"]` (the dotted name, for parameters), `meta["input"]` (True for
@@ -63,49 +68,67 @@ def record(model: nn.Module, inputs: Inputs, training: bool = True) -> fx.Graph:
         model: any module that runs eagerly. It is left exactly as it was.
         inputs: example inputs.
         training: the mode to run in, whatever mode the model is in.
+        fake: run on fake tensors; else on real ones, which takes the time of a forward pass.
 
     Raises:
+        NeedsNumbers: if the model cannot run on fake tensors.
         GHNInitError: if the model does not run on the inputs.
     """
     try:
         with _untouched(model, training), _isolated_rng(), torch.no_grad(), _plain_attention():
-            return _run(model, inputs)
+            return _run(model, inputs, fake)
     except Exception as error:  # whatever a user's forward raises
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        raise GHNInitError(
+        kind = NeedsNumbers if fake and isinstance(error, _NUMBERLESS) else GHNInitError
+        raise kind(
             f"{type(model).__name__} does not run on the example input ({inputs}): {reason}. "
             "Pass example_inputs=, a tensor (or a tuple, or a dict of keyword arguments) that "
             "the model's forward accepts."
         ) from error
 
 
-def _run(model: nn.Module, inputs: Inputs) -> fx.Graph:
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+def _run(model: nn.Module, inputs: Inputs, fake: bool) -> fx.Graph:
+    copy = _fake_copy if fake else _real_copy
+    with FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext():
         recorder = _Recorder()
         state = {}
         for name, param in model.named_parameters():
-            state[name] = recorder.placeholder(_fake(param), param=name)
+            state[name] = recorder.placeholder(copy(param), param=name)
         for name, buffer in model.named_buffers():
-            state[name] = recorder.placeholder(_fake(buffer))
+            state[name] = recorder.placeholder(copy(buffer))
         device = next((p.device for p in state.values()), torch.device("cpu"))
         args, kwargs = torch.utils._pytree.tree_map_only(
             Tensor,
-            lambda t: recorder.placeholder(_fake(t, device), input=True),
+            lambda t: recorder.placeholder(copy(t, device), input=True),
             (inputs.args, dict(inputs.kwargs)),
         )
-        del fake
-        with recorder:
+        # What a forward makes without naming a device is to meet the parameters on theirs.
+        with torch.device(device), recorder:
             output = torch.func.functional_call(model, state, args, kwargs)
         return recorder.finish(output)
 
 
-def _fake(tensor: Tensor, device: torch.device | None = None) -> Tensor:
+_NUMBERLESS = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedFakeTensorException,
+)
+
+
+def _fake_copy(tensor: Tensor, device: torch.device | None = None) -> Tensor:
     """A fake tensor of the same size, strides and dtype; what lives on meta is put on the CPU."""
     device = device or tensor.device
     if device.type == "meta":
         device = torch.device("cpu")
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+
+
+def _real_copy(tensor: Tensor, device: torch.device | None = None) -> Tensor:
+    """A copy that the pass may write to; an input that is on meta gets small random numbers."""
+    if tensor.is_meta:
+        return torch.rand(tensor.shape).to(device or "cpu", tensor.dtype)
+    return tensor.detach().to(device or tensor.device, copy=True)
 
 
 class _Recorder(TorchDispatchMode):
@@ -114,10 +137,9 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self._node: dict[int, fx.Node] = {}
+        self._node: MutableMapping[Tensor, fx.Node] = WeakIdKeyDictionary()
         self._order: dict[fx.Node, int] = {}
         self._last_write: dict[int, fx.Node] = {}
-        self._alive: list[Tensor] = []  # an id may be reused once its tensor has died
 
     def placeholder(self, tensor: Tensor, **meta: Any) -> Tensor:
         node = self.graph.placeholder(f"arg{len(self._order)}")
@@ -146,10 +168,10 @@ class _Recorder(TorchDispatchMode):
         return self.graph
 
     def _set(self, tensor: Tensor, node: fx.Node) -> None:
-        node.meta["val"] = tensor
-        self._node[id(tensor)] = node
+        # Fake tensors have no numbers to keep; of a real one only the shape is kept.
+        node.meta["val"] = tensor if isinstance(tensor, FakeTensor) else tensor.to("meta")
+        self._node[tensor] = node
         self._order[node] = len(self._order)
-        self._alive.append(tensor)
 
     def _register(self, out: Any, node: fx.Node) -> None:
         if isinstance(out, Tensor):
@@ -163,10 +185,10 @@ class _Recorder(TorchDispatchMode):
     def _read(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        node = self._node.get(id(value))
+        node = self._node.get(value)
         if node is None:  # a constant that the model holds or makes outside of its buffers
             self.placeholder(value)
-            return self._node[id(value)]
+            return self._node[value]
         write = self._last_write.get(_storage(value)) if self._last_write else None
         if write is None or self._order[write] <= self._order[node]:
             return node
@@ -183,7 +205,7 @@ class _Recorder(TorchDispatchMode):
             for tensor in target if isinstance(target, (tuple, list)) else (target,):
                 if isinstance(tensor, Tensor):
                     self._order.setdefault(node, len(self._order))
-                    self._node[id(tensor)] = node
+                    self._node[tensor] = node
                     self._last_write[_storage(tensor)] = node
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,13 @@ from ._errors import GHNInitError
 from ._graph import Graph
 from ._inputs import given_inputs, likely_inputs
 from ._primitives import trace_graph
+from ._trace import NeedsNumbers
 
 _IN_EVALUATION_MODE = (
     "traced in evaluation mode, as the model does not run on the inputs in training mode: parts "
     "that only training mode uses are missing"
 )
+_ON_NUMBERS = "traced on random numbers, as the forward pass depends on the numbers it computes"
 
 
 def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
@@ -23,7 +26,8 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
 
     The model runs once on fake tensors, in training mode: nothing is computed, and its
     parameters, buffers and mode, and the global RNG, are left as they are. The graph does not
-    depend on the weights nor on the mode.
+    depend on the weights nor on the mode. (A model that cannot run so, as a detector without
+    targets, runs in evaluation mode, and on real numbers if it must; the graph's notes say so.)
 
     Arguments:
         model: any `nn.Module` that runs eagerly.
@@ -44,14 +48,20 @@ def _trace_plain(model: nn.Module, example_inputs: Any) -> Graph:
     guessed = example_inputs is None
     candidates = list(likely_inputs(model)) if guessed else [given_inputs(example_inputs)]
     first = None
+    need_numbers = []
     for training in (True, False):  # every size in training mode first: it shows auxiliary heads
         for inputs in candidates:
             try:
                 graph = trace_graph(model, inputs, training)
             except GHNInitError as error:
                 first = first or error
+                need_numbers += [inputs] if isinstance(error, NeedsNumbers) else []
             else:
                 return graph if training else replace(graph, notes=(_IN_EVALUATION_MODE,))
+    for inputs in need_numbers:
+        with contextlib.suppress(GHNInitError):
+            graph = trace_graph(model, inputs, training=False, fake=False)
+            return replace(graph, notes=(_IN_EVALUATION_MODE, _ON_NUMBERS))
     assert first is not None
     tried = f" Tried: {'; '.join(map(str, candidates))}." if guessed else ""
     raise GHNInitError(f"{first}{tried}") from first

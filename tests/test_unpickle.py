@@ -240,7 +240,7 @@ MISUSES = {
     "text for a size": rebuild(number(0), b"X\x01\x00\x00\x004\x85", number(1) + b"\x85"),
     "two sizes, one stride": rebuild(number(0), number(2) * 2 + b"\x86", number(1) + b"\x85"),
     "hooks": rebuild(
-        number(0), number(4) + b"\x85", number(1) + b"\x85", b"\x89}X\x01\x00\x00\x00as"
+        number(0), number(4) + b"\x85", number(1) + b"\x85", b"\x89}X\x01\x00\x00\x00aNs"
     ),
     "attributes of a tensor": program(GLOBALS["tensor"], b"}b"),
     "attributes of a list": program(b"]}b"),
@@ -261,6 +261,24 @@ MISUSES = {
 def test_refuses_misuse(data: bytes) -> None:
     found = message(data)
     assert found.startswith(("refused", "damaged", "truncated", "it is no checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("case", "found"),
+    [
+        ("dictionary of arguments", "uses collections.OrderedDict in a way"),
+        ("load a string", "uses torch.storage._load_from_bytes in a way"),
+        ("hooks", "uses torch._utils._rebuild_tensor_v2 in a way"),
+        ("expanded", "claims the shape"),
+        ("size beyond the end", "claims the shape 5 at offset 0, but its storage holds 4"),
+        ("attributes of a tensor", "sets attributes"),
+        ("attributes of a list", "sets attributes"),
+        ("a storage type called", "uses torch.FloatStorage in a way"),
+        ("persistent reference", "refers to data in a way"),
+    ],
+)
+def test_says_what_is_misused(case: str, found: str) -> None:
+    assert found in message(MISUSES[case])
 
 
 def test_the_misuses_differ_from_good_files_only_in_what_they_misuse() -> None:
@@ -313,7 +331,7 @@ BOMBS = {
     "deep tuples": program(b")", b"\x85" * 100_000),
     "deep lists": program(b"]" * 100_000, b"a" * 99_999),
     "many values": b"\x80\x02" + b"N" * 3_000_000 + b".",
-    "much text": b"\x80\x02" + (b"X\x00\x00\x10\x00" + b"a" * (1 << 20)) * 20 + b".",
+    "much text": b"\x80\x02" + (b"X\x00\x00\x10\x00" + b"a" * (1 << 20)) * 150 + b".",
     "list in itself": program(b"]q\x00h\x00a"),
 }
 

@@ -1,0 +1,187 @@
+"""Initialize every model of timm and torchvision, and write a table of how it went.
+
+    python examples/zoo.py --library timm -o zoo-timm.jsonl
+    python examples/zoo.py --library torchvision --ghn ghn3tm8 -o zoo-torchvision.jsonl
+
+Each model is built and initialized in a process of its own, so that its peak memory can be told
+and a crash is one line of the table. Models of more than `--meta-above` parameters are built, and
+their parameters predicted, on the meta device: everything runs, but without numbers. A run that
+was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import inspect
+import json
+import logging
+import math
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ghn_init
+from ghn_init import GHN, GHNConfig, GHNInitError
+
+
+def main() -> None:
+    options = arguments()
+    names = [n for n in library_names(options.library) if fnmatch.fnmatch(n, options.filter)]
+    rows = [json.loads(line) for line in open_lines(options.output)]
+    done = {row["model"] for row in rows}
+    context = multiprocessing.get_context("fork")  # torch and timm are imported once
+    with open(options.output, "a") as file:
+        for i, name in enumerate(names):
+            if name in done:
+                continue
+            print(f"\r{i + 1}/{len(names)} {name:60}", end="", file=sys.stderr, flush=True)
+            row = in_own_process(context, options, name)
+            rows.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    print("\r" + " " * 72 + "\r", end="", file=sys.stderr)
+    print(table([row for row in rows if row["model"] in set(names)]))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--library", choices=("timm", "torchvision"), default="timm")
+    parser.add_argument("--filter", default="*", help="a pattern that names have to match")
+    parser.add_argument("--ghn", help="checkpoint; default: a small one with random weights")
+    parser.add_argument("--meta-above", type=float, default=5e7, help="default: %(default)g")
+    parser.add_argument("-o", "--output", type=Path, default=Path("zoo.jsonl"))
+    return parser.parse_args()
+
+
+def open_lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def library_names(library: str) -> list[str]:
+    if library == "timm":
+        import timm
+
+        return timm.list_models()
+    import torchvision
+
+    return torchvision.models.list_models()
+
+
+def build(library: str, name: str) -> torch.nn.Module:
+    if library == "timm":
+        import timm
+
+        return timm.create_model(name)
+    import torchvision
+
+    builder = torchvision.models.get_model_builder(name)
+    has_backbone = "weights_backbone" in inspect.signature(builder).parameters
+    return builder(weights=None, **({"weights_backbone": None} if has_backbone else {}))
+
+
+def hypernetwork(checkpoint: str | None, device: str) -> GHN:
+    """The given checkpoint, or a small hypernetwork with seeded random weights."""
+    if checkpoint is not None:
+        return ghn_init.load_ghn(checkpoint, device)
+    torch.manual_seed(0)
+    config = GHNConfig("ghn3", 32, 3, 8, (32, 32, 16, 16), 1000)
+    return GHN(config, "random").requires_grad_(False).eval().to(device)
+
+
+def in_own_process(context: Any, options: argparse.Namespace, name: str) -> dict[str, Any]:
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(initialize(options, name)))
+    process.start()
+    sender.close()
+    try:
+        row = receiver.recv()
+    except EOFError:
+        row = {"model": name, "error": "the process died (out of memory?)"}
+    process.join()
+    return row
+
+
+def initialize(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Build and initialize one model; what is told of it is one row of the table."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    row: dict[str, Any] = {"model": name}
+    try:
+        model = build_where_it_fits(options, name)
+        on_meta = any(p.is_meta for p in model.parameters())
+        start = time.perf_counter()
+        graph = ghn_init.trace(model)
+        row["trace_seconds"] = round(time.perf_counter() - start, 3)
+        ghn = hypernetwork(options.ghn, "meta" if on_meta else "cpu")
+        start = time.perf_counter()
+        if on_meta:
+            predicted = ghn_init.predict(model, ghn, graph, head="predict")
+            left = {n: graph.left[n] for n in graph.shapes if n not in predicted}
+        else:
+            left = ghn_init.apply(model, ghn=ghn, head="predict", return_report=True)[1].left
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        row |= coverage(graph, left)
+        row |= {"nodes": len(graph), "classes": graph.num_classes, "meta": on_meta}
+        row["notes"] = list(graph.notes)
+    except GHNInitError as error:
+        row["error"] = str(error)[:500]
+    except Exception as error:  # the table is there to show these
+        row["error"] = f"CRASH {type(error).__name__}: {error}"[:500]
+    row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return row
+
+
+def build_where_it_fits(options: argparse.Namespace, name: str) -> torch.nn.Module:
+    """On the meta device if it is large; some builders refuse that, and build on the CPU."""
+    try:
+        with torch.device("meta"):
+            model = build(options.library, name)
+        if sum(p.numel() for p in model.parameters()) > options.meta_above:
+            return model
+    except (NotImplementedError, RuntimeError, ValueError):
+        pass
+    return build(options.library, name)
+
+
+def coverage(graph: ghn_init.Graph, left: dict[str, str]) -> dict[str, Any]:
+    total = sum(math.prod(shape) for shape in graph.shapes.values())
+    missing: dict[str, int] = {}
+    for name, reason in left.items():
+        missing[reason] = missing.get(reason, 0) + math.prod(graph.shapes[name])
+    return {"params": total, "share": 1 - sum(missing.values()) / total, "left": missing}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'model':<42}{'params':>14}{'share':>9}{'seconds':>9}{'peak MB':>9}  left"]
+    for row in rows:
+        if "error" in row:
+            peak = row.get("peak_mb", "-")
+            lines.append(f"{row['model']:<42}{'-':>14}{'-':>9}{'-':>9}{peak:>9}  {row['error']}")
+            continue
+        reasons = "; ".join(sorted(row["left"], key=row["left"].get, reverse=True))
+        seconds = row["trace_seconds"] + row["seconds"]
+        lines.append(
+            f"{row['model']:<42}{row['params']:>14,}{100 * row['share']:>8.2f}%"
+            f"{seconds:>9.2f}{row['peak_mb']:>9,}  {reasons}"
+        )
+    fine = [row["share"] for row in rows if "share" in row]
+    failed = len(rows) - len(fine)
+    lines.append(
+        f"{len(rows)} models, {failed} failed; share predicted: median "
+        f"{100 * statistics.median(fine):.2f}%, mean {100 * statistics.mean(fine):.2f}%"
+        if fine
+        else f"{len(rows)} models, {failed} failed"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Models that nobody has named: layers outside of vision, wrappers, odd inputs and outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import ConvNet, torchvision_model
+from test_apply import equal, seeded, state
+from torch import Tensor, nn
+
+import ghn_init
+from ghn_init import GHN, GHNConfig, GHNInitError
+
+
+def ops(graph: ghn_init.Graph) -> list[str]:
+    return [node.op for node in graph.nodes]
+
+
+def test_plain_mlp() -> None:
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.LayerNorm(32), nn.Linear(32, 10))
+    _, report = ghn_init.apply(model, ghn=seeded(), return_report=True)
+    assert report.coverage == 1
+    assert ops(ghn_init.trace(model)) == ["input", "conv", "bias", "ln", "conv", "bias"]
+
+
+def test_one_dimensional_convolutions() -> None:
+    layers = [nn.Conv1d(2, 8, 5, stride=2), nn.BatchNorm1d(8), nn.ReLU(), nn.AdaptiveAvgPool1d(1)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 10))
+    _, report = ghn_init.apply(model, ghn=seeded(), return_report=True)
+    assert report.coverage == 1
+    assert ops(ghn_init.trace(model)) == ["input", "conv", "bias", "bn", "glob_avg", "conv", "bias"]
+
+
+class Odd(nn.Module):
+    """A layer that no primitive fits, between two that are predicted."""
+
+    def __init__(self, layer: nn.Module, before: nn.Module, after: nn.Module) -> None:
+        super().__init__()
+        self.before, self.layer, self.after = before, layer, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(self.before(x))
+        return self.after(y[0] if isinstance(y, tuple) else y)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "reason"),
+    [
+        (
+            Odd(nn.ConvTranspose2d(4, 4, 2), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 10, 1)),
+            torch.zeros(2, 3, 8, 8),
+            "transposed convolution",
+        ),
+        (
+            Odd(
+                nn.Conv3d(3, 4, 3), nn.Identity(), nn.Sequential(nn.Flatten(2), nn.Linear(216, 10))
+            ),
+            torch.zeros(2, 3, 8, 8, 8),
+            "3-d convolution",
+        ),
+        (
+            Odd(nn.LSTM(8, 8, batch_first=True), nn.Linear(4, 8), nn.Linear(8, 10)),
+            torch.zeros(2, 5, 4),
+            "no primitive",
+        ),
+        (
+            Odd(nn.Embedding(50, 8), nn.Identity(), nn.Linear(8, 10)),
+            torch.zeros(2, 5, dtype=torch.long),
+            "no primitive",
+        ),
+        (
+            Odd(nn.PReLU(4), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 10, 1)),
+            torch.zeros(2, 3, 8, 8),
+            "no primitive",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_left_and_the_rest_predicted(
+    model: Odd, inputs: Tensor, reason: str
+) -> None:
+    before = state(model)
+    _, report = ghn_init.apply(model, ghn=seeded(), example_inputs=inputs, return_report=True)
+    odd = {name for name in report.shapes if name.startswith("layer.")}
+    assert set(report.left) == odd
+    assert all(reason in text for text in report.left.values()), report.left
+    for name, tensor in model.named_parameters():
+        assert torch.equal(tensor, before[name]) == (name in odd), name
+
+
+def test_group_and_rms_norm_are_layer_norms() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 10, 1))
+    assert ops(ghn_init.trace(model)) == ["input", "conv", "bias", "ln", "conv", "bias"]
+
+    class HandMade(nn.Module):
+        """Layer norm over channels, spelled out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Linear(4, 8), nn.Linear(8, 10)
+            self.weight, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            x = x - x.mean(-1, keepdim=True)
+            x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+            return self.head(x * self.weight + self.bias)
+
+    for model, name, bias in (
+        (nn.Sequential(nn.Linear(4, 8), nn.RMSNorm(8), nn.Linear(8, 10)), "1.weight", None),
+        (HandMade(), "weight", "bias"),
+    ):
+        node = ghn_init.trace(model).nodes[3]
+        assert (node.op, node.param, node.norm_bias) == ("ln", name, bias)
+
+
+def test_weight_norm_predicts_the_direction() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+    model = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(8, 10, 1))
+    _, report = ghn_init.apply(model, "ghn3", ghn=seeded(), return_report=True)
+    assert "0.parametrizations.weight.original1" in report.predicted
+    assert list(report.left) == ["0.parametrizations.weight.original0"]
+
+
+def test_several_inputs_and_any_output() -> None:
+    @dataclasses.dataclass
+    class Result:
+        classes: Tensor
+        extra: dict[str, Tensor]
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image, self.table = ConvNet(8), nn.Linear(5, 8)
+            self.aux, self.head = nn.Linear(8, 3), nn.Linear(8, 10)
+
+        def forward(self, image: Tensor, table: Tensor) -> Result:
+            x = self.image(image) + self.table(table)
+            return Result(self.head(x), {"aux": self.aux(x)})
+
+    inputs = torch.zeros(2, 3, 8, 8), torch.zeros(2, 5)
+    for example in (inputs, dict(zip(("image", "table"), inputs, strict=True))):
+        _, report = ghn_init.apply(Two(), ghn=seeded(), example_inputs=example, return_report=True)
+        assert set(report.left) <= {"head.weight", "head.bias", "aux.weight", "aux.bias"}
+    graph = ghn_init.trace(Two(), inputs)
+    assert {"aux.weight", "head.weight"} <= {node.param for node in graph.nodes}
+
+
+def test_wrapped_models_get_the_same_parameters() -> None:
+    expected = state(ghn_init.apply(ConvNet(), ghn=seeded()))
+    compiled = torch.compile(ConvNet())
+    parallel = nn.DataParallel(ConvNet())
+    for model, inner in ((compiled, compiled._orig_mod), (parallel, parallel.module)):
+        result, report = ghn_init.apply(model, ghn=seeded(), return_report=True)
+        assert result is model
+        assert equal(state(inner), expected)
+        assert set(report.predicted) == dict(model.named_parameters()).keys()
+
+
+def test_distributed_data_parallel(tmp_path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        model = nn.parallel.DistributedDataParallel(ConvNet())
+        ghn_init.apply(model, ghn=seeded())
+        assert equal(state(model.module), state(ghn_init.apply(ConvNet(), ghn=seeded())))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_models_on_meta_are_given_memory() -> None:
+    with torch.device("meta"):
+        model = ConvNet(classes=7)
+    ghn = seeded()
+    a = ghn_init.apply(model, ghn=ghn)
+    with torch.device("meta"):  # as somebody might leave it on, by torch.set_default_device
+        b = ghn_init.apply(ConvNet(classes=7), ghn=ghn)
+    assert a is model
+    assert not any(t.is_meta for t in model.state_dict().values())
+    assert equal(state(a), state(b))  # the head's own initialization is seeded, too
+    assert model.norm.running_var.eq(1).all()
+    assert torch.isfinite(model(torch.ones(2, 3, 8, 8))).all()
+
+    class Bare(ConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.scale
+
+    with torch.device("meta"):
+        model = Bare()
+    with pytest.raises(GHNInitError, match="scale is on the meta device"):
+        ghn_init.apply(model, ghn=seeded())
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_frozen_parameters_can_be_included() -> None:
+    model = ConvNet()
+    for param in model.parameters():
+        param.requires_grad_(False)
+    model.head.weight.requires_grad_(True)
+    before = state(model)
+    _, report = ghn_init.apply(model, ghn=seeded(), return_report=True)
+    assert report.predicted == ("head.weight",)
+    assert sum(not torch.equal(before[n], p) for n, p in model.named_parameters()) == 1
+    _, report = ghn_init.apply(model, ghn=seeded(), include_frozen=True, return_report=True)
+    assert len(report.predicted) == 11
+    assert [p.requires_grad for p in model.parameters()].count(True) == 1
+
+
+def test_several_heads() -> None:
+    class Distilled(ConvNet):
+        def __init__(self, classes: int) -> None:
+            super().__init__(classes)
+            self.other = nn.Linear(8, classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.stem(x)).mean((2, 3))
+            return (self.head(x) + self.other(x)) / 2
+
+    _, report = ghn_init.apply(Distilled(7), ghn=seeded(), return_report=True)
+    heads = {"head.weight", "head.bias", "other.weight", "other.bias"}
+    assert heads <= set(report.left)
+    _, report = ghn_init.apply(Distilled(10), ghn=seeded(), return_report=True)
+    assert heads <= set(report.predicted)
+    assert not heads & set(report.postprocessed)
+
+
+def test_a_model_without_classes_has_no_classifier() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 1))
+    assert ghn_init.trace(model).num_classes == 16
+    model.num_classes = 0
+    assert ghn_init.trace(model).num_classes is None
+
+
+def test_detector_is_traced_on_numbers() -> None:
+    """Which boxes it keeps depends on numbers: fake tensors do not have them."""
+
+    class Detector(ConvNet):
+        def forward(self, images: list[Tensor]) -> Tensor:
+            if self.training:
+                raise ValueError("targets should not be none when in training mode")
+            x = F.relu(self.norm(self.stem(torch.stack(images))))
+            kept = x.mean((2, 3))[x.mean((1, 2, 3)) > -1]
+            return self.head(kept)
+
+    model = Detector()
+    graph = ghn_init.trace(model)
+    assert {"stem.weight", "norm.weight", "head.weight"} <= {node.param for node in graph.nodes}
+    assert ["evaluation mode" in n or "random numbers" in n for n in graph.notes] == [True, True]
+    assert model.training
+
+
+def test_hugging_face_vision_models() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**common, intermediate_size=64, image_size=32, patch_size=8)
+    config.num_labels = 10
+    for attention in ("sdpa", "eager"):
+        config._attn_implementation = attention
+        model = transformers.ViTForImageClassification(config)
+        _, report = ghn_init.apply(
+            model, ghn=seeded(), example_inputs={"pixel_values": torch.zeros(2, 3, 32, 32)},
+            return_report=True,
+        )  # fmt: skip
+        assert [name.split(".")[-1] for name in report.left] == ["cls_token"]
+        assert report.coverage > 0.99
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_t", "vit_b_16", "convnext_tiny"])
+def test_layout_and_precision_do_not_change_the_graph(name: str) -> None:
+    model = torchvision_model(name)
+    plain = ghn_init.trace(model)
+    assert ghn_init.trace(model.to(memory_format=torch.channels_last)) == plain
+    assert ghn_init.trace(model.bfloat16()) == plain
+    assert (
+        ghn_init.trace(model, torch.zeros(1, 3, 224, 224, dtype=torch.bfloat16)).nodes
+        == plain.nodes
+    )
+
+
+def test_two_hypernetworks_of_different_sizes() -> None:
+    small = GHN(GHNConfig("ghn3", 8, 1, 8, (8, 8, 3, 3), 5)).requires_grad_(False)
+    model = ConvNet(classes=5, width=24)  # wider and with larger kernels than it decodes
+    tensors = ghn_init.predict(model, small)
+    assert {n: t.shape for n, t in tensors.items()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
+    stem = tensors["stem.weight"]
+    assert torch.equal(stem[:8], stem[8:16])
