@@ -242,9 +242,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> _Origin:
-    asked = os.fspath(name_or_path)
-    if not isinstance(asked, str):
-        raise GHNInitError(f"a checkpoint is given by name or path, not {type(asked).__name__}.")
+    if not isinstance(name_or_path, str | os.PathLike):
+        kind = type(name_or_path).__name__
+        raise GHNInitError(f"a checkpoint is given by name or path, not as {kind}.")
+    asked = os.fsdecode(name_or_path)
     name, at, revision = asked.partition("@")
     if isinstance(name_or_path, str) and name in KNOWN:
         path, commit = download(name, revision if at else None)

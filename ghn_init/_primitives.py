@@ -1,6 +1,6 @@
 """torch.fx graph of ATen operators -> graph of the fifteen primitives.
 
-One pass in execution order. Every fx node gets a `_Value`: which graph nodes its data comes from,
+One pass in execution order. Every fx node gets a `Value`: which graph nodes its data comes from,
 or, for a tensor that does not depend on the input, which parameters it is made of. Operators that
 are a primitive add a node; all others hand on the sources of their operands, so that edges pass
 through whatever has no primitive.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from ._graph import Graph, Node
 from ._squeeze import find_squeeze_excitation, is_global_pool, op_name
 from ._trace import Inputs, record
+from ._values import CREATE, NOTHING, PICK, REARRANGE, STATISTIC, TRANSPOSE, Value, union
 
 
 def trace_graph(
@@ -39,80 +40,6 @@ def trace_graph(
     return _Builder(model).build(record(model, inputs, training, fake))
 
 
-@dataclass(frozen=True)
-class _Value:
-    """What is known of one tensor.
-
-    Arguments:
-        sources: graph nodes that its data comes from; empty for what is independent of the input.
-        params: names of the parameters that an input-independent tensor is made of.
-        transposed: for a matrix made of a parameter, whether rows and columns are exchanged.
-        table: made of entries picked out of a parameter (a relative-position table).
-        attention: comes from a softmax, with nothing but constants applied since.
-        open_weight: the graph node of a weight whose bias may still be added.
-        statistic: comes from a (reciprocal) square root, as a norm's denominator.
-        normalised: has been divided by such a statistic, or left a norm without parameters.
-        open_norm: the graph node of a norm's weight whose bias may still be added.
-    """
-
-    sources: tuple[int, ...] = ()
-    params: tuple[str, ...] = ()
-    transposed: bool = False
-    table: bool = False
-    attention: bool = False
-    open_weight: int | None = None
-    statistic: bool = False
-    normalised: bool = False
-    open_norm: int | None = None
-
-    @property
-    def is_data(self) -> bool:
-        return bool(self.sources)
-
-
-_NOTHING = _Value()
-
-# Operators that keep the numbers and rearrange or cast them: a bias may still follow.
-_REARRANGE = frozenset(
-    {
-        "aten::_reshape_alias",
-        "aten::_to_copy",
-        "aten::_unsafe_view",
-        "aten::alias",
-        "aten::clone",
-        "aten::detach",
-        "aten::expand",
-        "aten::lift_fresh",
-        "aten::permute",
-        "aten::squeeze",
-        "aten::t",
-        "aten::transpose",
-        "aten::unsqueeze",
-        "aten::view",
-    }
-)
-_TRANSPOSE = frozenset({"aten::t", "aten::transpose", "aten::permute", "aten::numpy_T"})
-_PICK = frozenset({"aten::index", "aten::index_select", "aten::gather", "aten::embedding"})
-# Operators that take only the size, dtype and device of their operand.
-_CREATE = frozenset(
-    {
-        "aten::empty_like",
-        "aten::full_like",
-        "aten::new_empty",
-        "aten::new_empty_strided",
-        "aten::new_full",
-        "aten::new_ones",
-        "aten::new_zeros",
-        "aten::ones_like",
-        "aten::rand_like",
-        "aten::randint_like",
-        "aten::randn_like",
-        "aten::zeros_like",
-    }
-)
-_STATISTIC = frozenset({"aten::rsqrt", "aten::sqrt", "aten::std"})
-
-
 class _Builder:
     def __init__(self, model: nn.Module) -> None:
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -120,7 +47,7 @@ class _Builder:
         self.stated_classes = stated if type(stated) is int else None
         self.nodes: list[Node] = [Node("input")]
         self.predecessors: list[tuple[int, ...]] = [()]
-        self.values: dict[fx.Node, _Value] = {}
+        self.values: dict[fx.Node, Value] = {}
         self.reasons: dict[str, str] = {}
         self.gates: frozenset[fx.Node] = frozenset()
         self.squeezes: frozenset[fx.Node] = frozenset()
@@ -142,12 +69,12 @@ class _Builder:
 
     # -- one fx node
 
-    def _value(self, node: fx.Node) -> _Value:
+    def _value(self, node: fx.Node) -> Value:
         if node.op == "placeholder":
             if node.meta.get("input"):
-                return _Value(sources=(0,))
+                return Value(sources=(0,))
             param = node.meta.get("param")
-            return _Value(params=(param,)) if param else _NOTHING
+            return Value(params=(param,)) if param else NOTHING
         if node.target is operator.getitem:
             return self.values[node.args[0]]  # type: ignore[index]
         name = op_name(node)
@@ -156,31 +83,31 @@ class _Builder:
         handler = _HANDLERS.get(name)
         return handler(self, node) if handler else self._pass_through(node)
 
-    def _get(self, argument: Any) -> _Value:
-        return self.values.get(argument, _NOTHING) if isinstance(argument, fx.Node) else _NOTHING
+    def _get(self, argument: Any) -> Value:
+        return self.values.get(argument, NOTHING) if isinstance(argument, fx.Node) else NOTHING
 
-    def _operands(self, node: fx.Node) -> list[_Value]:
+    def _operands(self, node: fx.Node) -> list[Value]:
         return [self.values[n] for n in node.all_input_nodes]
 
-    def _add_node(self, node: Node, predecessors: tuple[int, ...]) -> _Value:
+    def _add_node(self, node: Node, predecessors: tuple[int, ...]) -> Value:
         self.nodes.append(node)
         self.predecessors.append(predecessors)
-        return _Value(sources=(len(self.nodes) - 1,))
+        return Value(sources=(len(self.nodes) - 1,))
 
-    def _pass_through(self, node: fx.Node) -> _Value:
+    def _pass_through(self, node: fx.Node) -> Value:
         """An operator without a primitive: sources or parameters of all operands, merged."""
         operands = self._operands(node)
         data = [v for v in operands if v.is_data]
         name = op_name(node)
-        if name in _CREATE:
-            return _NOTHING
+        if name in CREATE:
+            return NOTHING
         if not data:
             params = tuple(dict.fromkeys(p for v in operands for p in v.params))
-            flips = name in _TRANSPOSE and len(operands) == 1
-            return _Value(
+            flips = name in TRANSPOSE and len(operands) == 1
+            return Value(
                 params=params,
                 transposed=any(v.transposed for v in operands) != flips,
-                table=name in _PICK or any(v.table for v in operands),
+                table=name in PICK or any(v.table for v in operands),
             )
         for value in operands:
             self._leave(
@@ -189,19 +116,19 @@ class _Builder:
             )
         if len(data) == 1:
             kept = data[0]
-            if name not in _REARRANGE:
+            if name not in REARRANGE:
                 kept = replace(kept, open_weight=None, normalised=False, open_norm=None)
-            return replace(kept, statistic=kept.statistic or name in _STATISTIC)
-        return _Value(sources=_union(data), statistic=name in _STATISTIC)
+            return replace(kept, statistic=kept.statistic or name in STATISTIC)
+        return Value(sources=union(data), statistic=name in STATISTIC)
 
     # -- parameters
 
-    def _leave(self, value: _Value, reason: str) -> None:
+    def _leave(self, value: Value, reason: str) -> None:
         if not value.is_data:
             for param in value.params:
                 self.reasons.setdefault(param, reason)
 
-    def _param(self, value: _Value, size: int) -> str | None:
+    def _param(self, value: Value, size: int) -> str | None:
         """The parameter that a weight is made of: the only one, or the one of the weight's size.
 
         Weight norm and weight standardisation make a weight of a direction and a gain: the
@@ -224,21 +151,21 @@ class _Builder:
 
     # -- primitives
 
-    def _weight(self, op: str, x: _Value, weight: fx.Node, bias: Any) -> _Value:
+    def _weight(self, op: str, x: Value, weight: fx.Node, bias: Any) -> Value:
         """A weight's node and, behind it, its bias's."""
         value = self.values[weight]
         param = self._param(value, _size(weight))
         if param is None:
             self._leave(value, "several parameters are combined into one weight")
-            out = replace(_NOTHING, sources=_union([x, value]))
+            out = replace(NOTHING, sources=union([x, value]))
         else:
             others = tuple(p for p in value.params if p != param)
-            self._leave(_Value(params=others), f"part of what {param} is turned into a weight by")
+            self._leave(Value(params=others), f"part of what {param} is turned into a weight by")
             out = self._add_node(Node(op, param, self.shapes[param]), x.sources)
             out = replace(out, open_weight=out.sources[0])
         return self._bias(out, bias) if isinstance(bias, fx.Node) else out
 
-    def _bias(self, x: _Value, bias: fx.Node) -> _Value:
+    def _bias(self, x: Value, bias: fx.Node) -> Value:
         value = self.values[bias]
         if value.is_data:
             return self._join(Node("sum"), [x, value])
@@ -248,7 +175,7 @@ class _Builder:
             return replace(x, open_weight=None)
         return self._add_node(Node("bias", param, self.shapes[param]), x.sources)
 
-    def _convolution(self, node: fx.Node) -> _Value:
+    def _convolution(self, node: fx.Node) -> Value:
         arguments: tuple[Any, ...] = node.args
         x, weight, bias, _, _, dilation, transposed, _, groups = arguments[:9]
         value = self.values[weight]
@@ -258,20 +185,20 @@ class _Builder:
             kind = "transposed" if transposed else "3-d"
             for operand in (value, self._get(bias)):
                 self._leave(operand, f"{kind} convolution: not in the vocabulary")
-            return _Value(sources=self._get(x).sources)
+            return Value(sources=self._get(x).sources)
         op = "conv"
         if groups > 1:
             op = "dil_conv" if all(d > 1 for d in dilation) else "sep_conv"
         return self._weight(op, self._get(x), weight, bias)
 
-    def _linear(self, node: fx.Node) -> _Value:
+    def _linear(self, node: fx.Node) -> Value:
         x, weight, bias = (*node.args, None)[:3]
         assert isinstance(weight, fx.Node)
         if not self._get(x).is_data or self.values[weight].is_data:
             return self._pass_through(node)
         return self._weight("conv", self._get(x), weight, bias)
 
-    def _matmul(self, node: fx.Node) -> _Value:
+    def _matmul(self, node: fx.Node) -> Value:
         """Products of matrices: a linear layer, the end of an attention, or neither."""
         *added, left, right = node.args
         assert isinstance(left, fx.Node)
@@ -280,7 +207,7 @@ class _Builder:
         bias = added[0] if added else None
         if a.is_data and b.is_data:
             if a.attention or b.attention:
-                return self._add_node(Node("msa"), _union([a, b]))
+                return self._add_node(Node("msa"), union([a, b]))
             return self._pass_through(node)
         weight, value, x = (right, b, a) if a.is_data else (left, a, b)
         if not x.is_data or not value.params:
@@ -289,45 +216,45 @@ class _Builder:
         oriented = value.transposed == (weight is right)
         if not oriented or not all(_is_matrix(self.shapes[p]) for p in value.params[:1]):
             self._leave(value, "a matrix that is not stored as (out, in)")
-            return replace(_NOTHING, sources=_union([x, self._get(bias)]))
+            return replace(NOTHING, sources=union([x, self._get(bias)]))
         return self._weight("conv", x, weight, bias)
 
-    def _norm(self, op: str, x: Any, weight: Any, bias: Any) -> _Value:
+    def _norm(self, op: str, x: Any, weight: Any, bias: Any) -> Value:
         """A norm is one node for its weight; its bias is predicted from it too."""
         value, shift = self._get(weight), self._get(bias)
         param = self._param(value, _size(weight)) if value.params else None
         if param is None:
             self._leave(shift, "bias of a norm without a weight")
-            return replace(_NOTHING, sources=self._get(x).sources, normalised=True)
+            return replace(NOTHING, sources=self._get(x).sources, normalised=True)
         norm_bias = self._param(shift, _size(bias)) if shift.params else None
         node = Node(op, param, self.shapes[param], norm_bias)
         return self._add_node(node, self._get(x).sources)
 
-    def _batch_norm(self, node: fx.Node) -> _Value:
+    def _batch_norm(self, node: fx.Node) -> Value:
         x, weight, bias = node.args[:3]
         if not self._get(x).is_data:  # weight standardisation
             return self._pass_through(node)
         return self._norm("bn", x, weight, bias)
 
-    def _group_norm(self, node: fx.Node) -> _Value:
+    def _group_norm(self, node: fx.Node) -> Value:
         return self._norm("ln", *node.args[:3])
 
-    def _layer_norm(self, node: fx.Node) -> _Value:
+    def _layer_norm(self, node: fx.Node) -> Value:
         x, _, weight, bias = node.args[:4]
         return self._norm("ln", x, weight, bias)
 
-    def _rms_norm(self, node: fx.Node) -> _Value:
+    def _rms_norm(self, node: fx.Node) -> Value:
         return self._norm("ln", node.args[0], node.args[2], None)
 
-    def _fused_attention(self, node: fx.Node) -> _Value:
+    def _fused_attention(self, node: fx.Node) -> Value:
         for value in self._operands(node)[3:]:
             self._leave(value, "relative-position table: no primitive")
-        return self._add_node(Node("msa"), _union(self._operands(node)[:3]))
+        return self._add_node(Node("msa"), union(self._operands(node)[:3]))
 
-    def _softmax(self, node: fx.Node) -> _Value:
+    def _softmax(self, node: fx.Node) -> Value:
         return replace(self._pass_through(node), attention=True)
 
-    def _add(self, node: fx.Node) -> _Value:
+    def _add(self, node: fx.Node) -> Value:
         operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
         data = [n for n in operands if self.values[n].is_data]
         if len(data) == 2:
@@ -337,7 +264,7 @@ class _Builder:
             return self._add_parameter(node, self.values[data[0]], shifts[0])
         return self._pass_through(node)
 
-    def _add_parameter(self, node: fx.Node, x: _Value, shift: fx.Node) -> _Value:
+    def _add_parameter(self, node: fx.Node, x: Value, shift: fx.Node) -> Value:
         """A parameter added to activations: a bias, a norm's bias, a positional embedding."""
         value = self.values[shift]
         param = self._param(value, _size(shift))
@@ -354,20 +281,20 @@ class _Builder:
         self._leave(value, f"{table}: no primitive")
         return replace(x, open_weight=None, open_norm=None)
 
-    def _multiply(self, node: fx.Node) -> _Value:
+    def _multiply(self, node: fx.Node) -> Value:
         operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
         values = [self.values[n] for n in operands]
         data = [v for v in values if v.is_data]
         if node in self.gates:
             return self._join(Node("cse"), data)
         if len(data) == 2 and any(v.statistic for v in data):
-            return replace(_NOTHING, sources=_union(data), normalised=True)
+            return replace(NOTHING, sources=union(data), normalised=True)
         if len(data) == 1 and len(operands) == 2:
             factor = operands[0] if values[1].is_data else operands[1]
             return self._multiply_parameter(node, data[0], factor)
         return self._pass_through(node)
 
-    def _multiply_parameter(self, node: fx.Node, x: _Value, factor: fx.Node) -> _Value:
+    def _multiply_parameter(self, node: fx.Node, x: Value, factor: fx.Node) -> Value:
         value = self.values[factor]
         param = self._param(value, _size(factor))
         if param and x.normalised and len(self.shapes[param]) == 1 and self.shapes[param][0] > 1:
@@ -376,7 +303,7 @@ class _Builder:
         self._leave(value, "multiplied with activations (layer scale, gain): no primitive")
         return self._pass_through(node)
 
-    def _concatenate(self, node: fx.Node) -> _Value:
+    def _concatenate(self, node: fx.Node) -> Value:
         operands = self._operands(node)
         data = [v for v in operands if v.is_data]
         if not data:
@@ -385,20 +312,20 @@ class _Builder:
             self._leave(value, "concatenated with activations (class token): no primitive")
         return self._join(Node("concat"), data)
 
-    def _join(self, node: Node, operands: list[_Value]) -> _Value:
+    def _join(self, node: Node, operands: list[Value]) -> Value:
         """A sum, concatenation or gate; with a single source it is no node."""
-        sources = _union(operands)
+        sources = union(operands)
         if len(sources) > 1:
             return self._add_node(node, sources)
-        return _Value(sources=sources)
+        return Value(sources=sources)
 
-    def _mean(self, node: fx.Node) -> _Value:
+    def _mean(self, node: fx.Node) -> Value:
         x = self._get(node.args[0])
         if x.is_data and is_global_pool(node) and node not in self.squeezes:
             return self._add_node(Node("glob_avg"), x.sources)
         return self._pass_through(node)
 
-    def _pool(self, node: fx.Node) -> _Value:
+    def _pool(self, node: fx.Node) -> Value:
         x = self._get(node.args[0])
         if not x.is_data or node in self.squeezes:
             return self._pass_through(node)
@@ -442,10 +369,6 @@ def _is_positional(shape: tuple[int, ...]) -> bool:
     return len(shape) in (3, 4) and shape[0] == 1 and min(shape[1:]) > 1
 
 
-def _union(values: Iterable[_Value]) -> tuple[int, ...]:
-    return tuple(sorted({s for v in values for s in v.sources}))
-
-
 def _size(node: Any) -> int:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value.numel() if isinstance(value, Tensor) else 0
@@ -464,7 +387,7 @@ def _live_nodes(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node in live]
 
 
-_HANDLERS: dict[str, Callable[[_Builder, fx.Node], _Value]] = {
+_HANDLERS: dict[str, Callable[[_Builder, fx.Node], Value]] = {
     "aten::convolution": _Builder._convolution,
     "aten::linear": _Builder._linear,
     **dict.fromkeys(
