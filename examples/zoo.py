@@ -37,7 +37,9 @@ def main() -> None:
     names = [n for n in library_names(options.library) if fnmatch.fnmatch(n, options.filter)]
     rows = [json.loads(line) for line in open_lines(options.output)]
     done = {row["model"] for row in rows}
-    context = multiprocessing.get_context("fork")  # torch and timm are imported once
+    # Whatever a model's process needs is imported before it is forked.
+    context = multiprocessing.get_context("fork")
+    _ = ghn_init.apply, ghn_init.predict, ghn_init.trace
     with open(options.output, "a") as file:
         for i, name in enumerate(names):
             if name in done:

@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_trace(commands)
     _add_list(commands)
     _add_convert(commands)
+    _add_verify(commands)
     return parser
 
 
@@ -162,3 +163,36 @@ def _convert(options: argparse.Namespace) -> None:
 
     convert(options.source, options.destination)
     print(f"written to {options.destination}")
+
+
+def _add_verify(commands: Any) -> None:
+    parser = commands.add_parser(
+        "verify", help="compare a checkpoint's predictions with the published norms"
+    )
+    parser.add_argument("checkpoint", nargs="?", default="ghn3xlm16", metavar="CHECKPOINT")
+    parser.add_argument("--table", metavar="FILE", help="JSON of norms by torchvision model")
+    parser.add_argument("--models", metavar="A,B,...", help="default: all in the table")
+    parser.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from ._loading import load_ghn
+    from ._verify import Check, published_norms, read_table, verify
+
+    norms = read_table(options.table) if options.table else published_norms(options.checkpoint)
+    models = options.models.split(",") if options.models else list(norms)
+    ghn = load_ghn(options.checkpoint)
+    done = 0
+
+    def show(check: Check) -> None:
+        nonlocal done
+        done += 1
+        print(check)
+        if sys.stderr.isatty():
+            print(f"{done}/{len(models)}", end="\r", file=sys.stderr, flush=True)
+
+    print(f"{'model':<22}{'expected':>14}{'found':>14}")
+    checks = verify(ghn, norms, models, show)
+    failed = sum(not check.ok for check in checks)
+    print(f"{len(checks) - failed} of {len(checks)} models agree with the table")
+    return 1 if failed else 0

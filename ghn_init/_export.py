@@ -49,6 +49,8 @@ def export(
             "method": report.method,
             "checkpoint": report.checkpoint or "",
             "checkpoint_sha256": report.checkpoint_sha256,
+            "checkpoint_source": report.checkpoint_source,
+            "checkpoint_revision": report.checkpoint_revision or "",
             "seed": str(report.seed),
             "ghn_init_version": __version__,
         }

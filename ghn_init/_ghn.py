@@ -45,12 +45,22 @@ class GHN(nn.Module):
         config: architecture and sizes.
         name: what it was loaded as, for reports.
         sha256: of the checkpoint file; empty for a hypernetwork that was not loaded from one.
+        source: where that file is from; empty likewise.
+        revision: commit of the Hub repository that it is from; None for a local file.
     """
 
-    def __init__(self, config: GHNConfig, name: str = "unnamed", sha256: str = "") -> None:
+    def __init__(
+        self,
+        config: GHNConfig,
+        name: str = "unnamed",
+        sha256: str = "",
+        source: str = "",
+        revision: str | None = None,
+    ) -> None:
         super().__init__()
         d = config.hidden_size
-        self.config, self.name, self.sha256 = config, name, sha256
+        self.config, self.name = config, name
+        self.sha256, self.source, self.revision = sha256, source, revision
         self.embed = nn.Embedding(len(PRIMITIVES), d)
         self.shape_enc = ShapeEncoder(config)
         if config.arch == "ghn3":

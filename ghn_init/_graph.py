@@ -88,7 +88,9 @@ class Graph:
         """
         n = len(self.nodes)
         unreached = torch.iinfo(torch.int16).max - 1
-        to_node = torch.full((n, n), unreached, dtype=torch.int16, device="cpu")  # [j, i]: from i to j
+        to_node = torch.full(
+            (n, n), unreached, dtype=torch.int16, device="cpu"
+        )  # [j, i]: from i to j
         predecessors = self.predecessors
         for j in range(n):
             if predecessors[j]:

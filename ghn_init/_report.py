@@ -25,6 +25,8 @@ class Report:
         predicted: parameters that the hypernetwork predicted.
         postprocessed: parameters that got noise, the orthogonal step, or both.
         left: parameters that kept their own initialization, with the reason.
+        checkpoint_source: repository and file, or path, of the checkpoint; empty likewise.
+        checkpoint_revision: commit of the Hub repository; None for a local file.
         rank_deficient: parameters that lacked full rank before the orthogonal step, which then
             chose the missing directions.
         notes: whatever else is out of the ordinary.
@@ -41,6 +43,8 @@ class Report:
     predicted: tuple[str, ...] = ()
     postprocessed: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
+    checkpoint_source: str = ""
+    checkpoint_revision: str | None = None
     rank_deficient: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -59,7 +63,8 @@ class Report:
     def __str__(self) -> str:
         checkpoint = self.checkpoint or "none"
         if self.checkpoint_sha256:
-            checkpoint += f" (sha256 {self.checkpoint_sha256[:12]})"
+            revision = f"revision {self.checkpoint_revision}, " if self.checkpoint_revision else ""
+            checkpoint += f" ({revision}sha256 {self.checkpoint_sha256[:12]})"
         lines = [
             f"{self.model}: {self.method}, checkpoint {checkpoint}, seed {self.seed}",
             f"{'':<15}{'tensors':>8}{'parameters':>16}{'share':>10}",

@@ -58,6 +58,8 @@ def test_export(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[
         "method": "ghn3-orth",
         "checkpoint": str(checkpoint),
         "checkpoint_sha256": report.checkpoint_sha256,
+        "checkpoint_source": str(checkpoint),
+        "checkpoint_revision": "",
         "seed": "0",
         "ghn_init_version": ghn_init.__version__,
     }
@@ -139,6 +141,48 @@ def test_list(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
 def test_convert(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(checkpoint), str(tmp_path / "c.safetensors")]) == 0
     assert ghn_init.load_ghn(tmp_path / "c.safetensors").config.hidden_size == 16
+
+
+def test_verify(tmp_path: Path, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against the norms that the published implementation was recorded with."""
+    norms = {}
+    for name in ("resnet18", "squeezenet1_1", "vit_b_16", "convnext_tiny", "regnet_x_400mf"):
+        recorded = json.loads((shared / "golden" / "torchvision" / f"{name}.json").read_text())
+        norms[name] = recorded["total_norm"]["ghn3"]
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps(norms))
+    command = ["verify", str(shared / "golden" / "ghn3_seeded.joblib.pt"), "--table", str(table)]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "5 of 5 models agree with the table"
+    assert [line.split()[3:] for line in lines[1:-1]] == [
+        ["exact", "ok"], ["exact", "ok"], ["approximate", "ok"], ["approximate", "ok"],
+        ["exact", "ok"],
+    ]  # fmt: skip
+    table.write_text(json.dumps({**norms, "resnet18": norms["resnet18"] + 0.02}))
+    assert main([*command, "--models", "resnet18,squeezenet1_1"]) == 1
+    printed = capsys.readouterr().out
+    assert "MISMATCH" in printed
+    assert "1 of 2 models agree" in printed
+
+
+def test_verify_errors(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(checkpoint)]) == 1
+    assert "no published norms" in capsys.readouterr().err
+    (tmp_path / "bad.json").write_text("[1, 2]")
+    for table in ("bad.json", "missing.json"):
+        assert main(["verify", str(checkpoint), "--table", str(tmp_path / table)]) == 1
+        assert "no table of norms" in capsys.readouterr().err
+
+
+def test_published_norms() -> None:
+    from ghn_init._verify import published_norms
+
+    for name in ("ghn3xlm16", "ghn3tm8", "ghn2", "ghn3xlm16@main"):
+        assert len(published_norms(name)) == 74
+    assert published_norms("ghn3xlm16")["alexnet"] == 72.4766
 
 
 def test_models_by_name() -> None:

@@ -1,0 +1,139 @@
+"""`verify`: the authors' own check of a checkpoint, on torchvision's classifiers.
+
+They published, for 74 models, the norm over all parameters after prediction. Parameters that are
+not predicted keep their own initialization and enter that norm: where there are some (class
+tokens, layer scale, relative-position tables) part of it is random, and the comparison is
+approximate; everywhere else it is exact.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ._apply import predict
+from ._errors import GHNInitError
+from ._ghn import GHN
+from ._tracing import trace
+from ._zoo import create_model
+
+TOLERANCE = 1e-2
+"""Largest difference between a norm and the published one, which has four decimals."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The check of one model.
+
+    Arguments:
+        model: torchvision's name.
+        expected: the published norm over all parameters.
+        found: ours.
+        exact: whether every parameter is predicted, so that nothing of it is random.
+    """
+
+    model: str
+    expected: float
+    found: float
+    exact: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether the two norms agree."""
+        return abs(self.found - self.expected) <= TOLERANCE
+
+    def __str__(self) -> str:
+        kind = "exact" if self.exact else "approximate"
+        verdict = "ok" if self.ok else "MISMATCH"
+        return f"{self.model:<22}{self.expected:>14.4f}{self.found:>14.4f}  {kind:<13}{verdict}"
+
+
+def published_norms(checkpoint: str) -> dict[str, float]:
+    """The authors' norms for a published checkpoint, by torchvision model.
+
+    Raises:
+        GHNInitError: they published none for it.
+    """
+    text = importlib.resources.files("ghn_init").joinpath("published_norms.json").read_text()
+    tables = json.loads(text)
+    name = checkpoint.partition("@")[0]
+    if name not in tables:
+        raise GHNInitError(
+            f"there are no published norms for {checkpoint!r}, only for {', '.join(tables)}: "
+            "give a table of your own (--table)."
+        )
+    return tables[name]
+
+
+def read_table(path: str | os.PathLike[str]) -> dict[str, float]:
+    """A table of norms: a JSON file of `{"model": norm}`.
+
+    Raises:
+        GHNInitError: the file cannot be read, or is something else.
+    """
+    try:
+        table = json.loads(Path(path).read_text())
+        return {str(model): float(norm) for model, norm in table.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise GHNInitError(
+            f"{os.fspath(path)} is no table of norms, a JSON object of numbers by model: {error}."
+        ) from error
+
+
+def verify(
+    ghn: GHN,
+    norms: Mapping[str, float],
+    models: Sequence[str] | None = None,
+    progress: Callable[[Check], None] = lambda check: None,
+) -> list[Check]:
+    """Compare the norm over all parameters with a table, model by model.
+
+    Arguments:
+        ghn: the hypernetwork.
+        norms: expected norms by torchvision model.
+        models: which of them to check. Default: all.
+        progress: called after each model.
+
+    Raises:
+        GHNInitError: a model is not in the table, or not in torchvision.
+    """
+    names = list(norms if models is None else models)
+    for name in names:
+        if name not in norms:
+            raise GHNInitError(f"there is no norm for {name!r}. Known are: {', '.join(norms)}.")
+    checks = []
+    for name in names:
+        found, exact = total_norm(name, ghn)
+        checks.append(Check(name, norms[name], found, exact))
+        progress(checks[-1])
+    return checks
+
+
+def total_norm(name: str, ghn: GHN) -> tuple[float, bool]:
+    """Norm over all parameters of a torchvision model after prediction, and whether it is exact."""
+    model = _without_memory(name)
+    predicted = predict(model, ghn, trace(model), head="predict")
+    left = [n for n, _ in model.named_parameters() if n not in predicted]
+    kept: dict[str, Tensor] = {}
+    if left:
+        initialized = dict(create_model(name, "torchvision")[0].named_parameters())
+        kept = {n: initialized[n].detach() for n in left}
+    squares = sum(float(t.double().square().sum()) for t in (*predicted.values(), *kept.values()))
+    random_tokens = any(n.endswith("pos_embedding") for n in predicted)
+    return squares**0.5, not left and not random_tokens
+
+
+def _without_memory(name: str) -> nn.Module:
+    """The model on the meta device; RegNets compute their widths and refuse that."""
+    try:
+        with torch.device("meta"):
+            return create_model(name, "torchvision")[0]
+    except GHNInitError:
+        return create_model(name, "torchvision")[0]
