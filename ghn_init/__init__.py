@@ -56,7 +56,7 @@ _HOME = {
     "trace": "_tracing",
 }
 
-timm_hook.enable()
+timm_hook.enable_or_warn()
 
 
 def __getattr__(name: str) -> Any:

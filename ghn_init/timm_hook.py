@@ -16,6 +16,7 @@ import functools
 import importlib.util
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -31,16 +32,24 @@ _METHODS = ("ghn3", "ghn3-orth", "ghn2", "ghn2-orth")
 
 
 def enable() -> None:
-    """Switch the hook on (done by `import ghn_init`).
+    """Switch the hook on (`import ghn_init` does it, and warns instead of raising).
 
     Raises:
-        GHNInitError: this timm is not built as the hook expects.
+        GHNInitError: the timm that is imported is not built as the hook expects.
     """
     factory = sys.modules.get(_FACTORY)
     if factory is not None:
         _attach(factory)
     elif not any(isinstance(finder, _Waiter) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Waiter())
+
+
+def enable_or_warn() -> None:
+    """As `enable`, for the moment of an import, which should not fail for the hook's sake."""
+    try:
+        enable()
+    except GHNInitError as error:
+        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
 def disable() -> None:
@@ -67,8 +76,8 @@ def _attach(factory: ModuleType) -> None:
     if original is None or "model_entrypoint" not in used:
         raise GHNInitError(
             "this timm does not build models through timm.models._factory.model_entrypoint, which "
-            'pretrained_cfg="ghn3" relies on: use ghn_init.apply(model), call '
-            "ghn_init.timm_hook.disable() to go without the hook, or install another timm."
+            'pretrained_cfg="ghn3" relies on and which is therefore not available: use '
+            "ghn_init.apply(model), or install another timm."
         )
     if hasattr(original, "_ghn_init_original"):
         return
@@ -135,4 +144,4 @@ class _AttachingLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        _attach(module)
+        enable_or_warn()

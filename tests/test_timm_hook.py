@@ -122,6 +122,8 @@ def test_a_moved_timm_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         with pytest.raises(GHNInitError, match=r"pretrained_cfg=\"ghn3\" relies on"):
             timm_hook.enable()
+        with pytest.warns(RuntimeWarning, match="not available"):  # as at an import
+            timm_hook.enable_or_warn()
     finally:
         monkeypatch.undo()
         timm_hook.enable()
