@@ -13,6 +13,7 @@ from typing import Any
 
 from . import __version__
 from ._errors import GHNInitError
+from .analysis._cli import add_parsers as add_analysis
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,11 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_list(commands)
     _add_convert(commands)
     _add_verify(commands)
+    add_analysis(commands)
     return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a timm or torchvision model name")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a timm or torchvision name, or file.py:factory"
+    )
     parser.add_argument("--library", choices=("timm", "torchvision"), help="default: timm first")
     parser.add_argument("--num-classes", type=int, metavar="N", help="default: the library's")
 
@@ -172,27 +176,29 @@ def _add_verify(commands: Any) -> None:
     parser.add_argument("checkpoint", nargs="?", default="ghn3xlm16", metavar="CHECKPOINT")
     parser.add_argument("--table", metavar="FILE", help="JSON of norms by torchvision model")
     parser.add_argument("--models", metavar="A,B,...", help="default: all in the table")
+    parser.add_argument("--example", metavar="FILE", help="a ResNet-50 predicted elsewhere")
     parser.set_defaults(run=_verify)
 
 
 def _verify(options: argparse.Namespace) -> int:
     from ._loading import load_ghn
-    from ._verify import Check, published_norms, read_table, verify
+    from ._progress import Progress
+    from ._verify import Check, published_norms, read_table, verify, verify_example
 
     norms = read_table(options.table) if options.table else published_norms(options.checkpoint)
     models = options.models.split(",") if options.models else list(norms)
     ghn = load_ghn(options.checkpoint)
-    done = 0
-
-    def show(check: Check) -> None:
-        nonlocal done
-        done += 1
-        print(check)
-        if sys.stderr.isatty():
-            print(f"{done}/{len(models)}", end="\r", file=sys.stderr, flush=True)
-
     print(f"{'model':<22}{'expected':>14}{'found':>14}")
-    checks = verify(ghn, norms, models, show)
+    with Progress(len(models), "models") as progress:
+
+        def show(check: Check) -> None:
+            print(check)
+            progress.update()
+
+        checks = verify(ghn, norms, models, show)
+    if options.example or options.checkpoint.partition("@")[0] == "ghn3xlm16":
+        checks.append(verify_example(ghn, options.example))
+        print(checks[-1])
     failed = sum(not check.ok for check in checks)
-    print(f"{len(checks) - failed} of {len(checks)} models agree with the table")
+    print(f"{len(checks) - failed} of {len(checks)} checks agree")
     return 1 if failed else 0

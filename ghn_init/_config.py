@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ARCHITECTURES = ("ghn3", "ghn2")
+ARCHITECTURES = ("ghn3", "ghn2", "mlp")
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,8 @@ class GHNConfig:
     """Sizes of a graph hypernetwork (GHN-3 paper, Table 1 and Appendix A.1).
 
     Arguments:
-        arch: `"ghn3"` (Graphormer layers) or `"ghn2"` (a gated graph neural network).
+        arch: `"ghn3"` (Graphormer layers), `"ghn2"` (a gated graph neural network) or `"mlp"` (no
+            edges and no attention: the last ablation in Table 5 of the GHN-3 paper).
         hidden_size: width `d` of the node features.
         layers: number of Graphormer layers; 1 for GHN-2 (one forward and one backward sweep).
         heads: attention heads; 1 for GHN-2.

@@ -24,7 +24,7 @@ class ConvDecoder(nn.Module):
     def __init__(self, config: GHNConfig) -> None:
         super().__init__()
         d, c, s = config.hidden_size, config.channels, config.kernel
-        self.channels, self.kernel, self.centred = c, s, config.arch == "ghn3"
+        self.channels, self.kernel, self.centred = c, s, config.arch != "ghn2"
         self.hidden_size = d
         self.fc = nn.Sequential(nn.Linear(d, 4 * d * s * s), nn.ReLU())
         self.conv = nn.Sequential(nn.Linear(4 * d, 8 * d), nn.ReLU(), nn.Linear(8 * d, c * c))

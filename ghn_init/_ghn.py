@@ -17,7 +17,7 @@ from ._encoding import (
 )
 from ._gated import GatedGNN
 from ._graph import PRIMITIVES, Graph
-from ._graphormer import Graphormer
+from ._graphormer import Graphormer, NodeMLP
 
 
 class ShapeEncoder(nn.Module):
@@ -68,8 +68,10 @@ class GHN(nn.Module):
             self.centrality_embed_out = nn.Embedding(MAX_DEGREE + 1, d)
             self.input_dist_embed = nn.Embedding(MAX_INPUT_DISTANCE + 1, d)
             self.gnn: nn.Module = Graphormer(d, config.layers, config.heads)
-        else:
+        elif config.arch == "ghn2":
             self.gnn = GatedGNN(d, config.virtual_edges)
+        else:
+            self.gnn = NodeMLP(d, config.layers)
         if config.final_layernorm:
             self.ln = nn.LayerNorm(d)
         self.decoder = ConvDecoder(config)

@@ -99,6 +99,36 @@ class GraphormerLayer(nn.Module):
         return x + self.ff(self.ln2(x))
 
 
+class NodeMLPLayer(nn.Module):
+    """A Graphormer layer without its attention."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.ln2 = nn.LayerNorm(hidden_size)
+        self.ff = FeedForward(hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.ff(self.ln2(x))
+
+
+class NodeMLP(nn.ModuleList):
+    """The ablation without edges (GHN-3 paper, Table 5): every node is processed by itself.
+
+    Arguments:
+        hidden_size: width d.
+        layers: number of layers L.
+    """
+
+    def __init__(self, hidden_size: int, layers: int) -> None:
+        super().__init__(NodeMLPLayer(hidden_size) for _ in range(layers))
+
+    def forward(self, x: Tensor, graphs: EncodedGraphs) -> Tensor:
+        """`(B, N, d)` -> `(B, N, d)`."""
+        for layer in self:
+            x = layer(x)
+        return x
+
+
 class Graphormer(nn.ModuleList):
     """A stack of Graphormer layers that share the first one's edge term.
 

@@ -12,13 +12,14 @@ REPOSITORY = "SamsungSAILMontreal/ghn3"
 KNOWN = {
     name: f"{name}.pt" for name in ("ghn3xlm16", "ghn3lm8", "ghn3sm8", "ghn3tm8", "ghn2")
 }  # name -> file in the repository
+EXAMPLE = "resnet50_ghn3xlm16_init"  # what the authors got for ResNet-50 with ghn3xlm16
 DEFAULTS = {"ghn3": "ghn3xlm16", "ghn2": "ghn2"}  # architecture -> name
 
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,127}", re.ASCII)
 
 
 def download(name: str, revision: str | None) -> tuple[Path, str]:
-    """The file of a known checkpoint in the Hub's cache, fetched if need be, and its commit.
+    """The file of that name in the Hub's cache, fetched if need be, and its commit.
 
     `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME` and the other settings of `huggingface_hub` apply.
 
@@ -38,18 +39,18 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
             f"Install it, or {_by_hand(name)}"
         ) from error
     try:
-        path = Path(hf_hub_download(REPOSITORY, KNOWN[name], revision=revision))
+        path = Path(hf_hub_download(REPOSITORY, f"{name}.pt", revision=revision))
     except Exception as error:  # its exceptions have no common class, and differ by version
         raise GHNInitError(
             f"checkpoint {name!r} is not in the cache and could not be downloaded: "
-            f"{_explain(error, KNOWN[name], revision)}. Else {_by_hand(name)}"
+            f"{_explain(error, f'{name}.pt', revision)}. Else {_by_hand(name)}"
         ) from error
     return path, path.parent.name  # .../snapshots/<commit>/<file>
 
 
 def _by_hand(name: str) -> str:
     return (
-        f"download {KNOWN[name]} on any machine from huggingface.co/{REPOSITORY}, put it anywhere "
+        f"download {name}.pt on any machine from huggingface.co/{REPOSITORY}, put it anywhere "
         "and give its path instead of the name; or set HF_ENDPOINT to a mirror of the Hub."
     )
 

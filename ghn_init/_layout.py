@@ -165,13 +165,14 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> GHNConfig:
         raise _no_ghn(shapes)
     if min(hidden, channels, kernel) < 1 or hidden % 4:
         raise GHNInitError("damaged: its sizes are not those of any GHN")
+    attends = any(name.startswith("gnn.0.attn.") for name in shapes)
     return GHNConfig(
-        arch="ghn2" if gated else "ghn3",
+        arch="ghn2" if gated else "ghn3" if attends else "mlp",
         hidden_size=hidden,
         layers=1 if gated else layers,
         # The papers' rule is 16 heads where d > 64, else 8; the bias of the edge term has one
         # entry a head, which also holds for hypernetworks of other sizes.
-        heads=1 if gated else _size(shapes, "gnn.0.attn.proj_e.2.weight", 0),
+        heads=1 if gated or not attends else _size(shapes, "gnn.0.attn.proj_e.2.weight", 0),
         max_shape=(channels, channels, kernel, kernel),
         num_classes=_size(shapes, "decoder.class_layer_predictor.1.weight", 0),
         final_layernorm="ln.weight" in shapes,
@@ -211,7 +212,8 @@ def expected_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
     }
     if config.final_layernorm:
         shapes |= _norm("ln", d)
-    return shapes | (_gated_shapes(config) if config.arch == "ghn2" else _graphormer_shapes(config))
+    kinds = {"ghn3": _graphormer_shapes, "ghn2": _gated_shapes, "mlp": _mlp_shapes}
+    return shapes | kinds[config.arch](config)
 
 
 def _graphormer_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
@@ -225,9 +227,17 @@ def _graphormer_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
         **_linear("gnn.0.attn.proj_e.2", config.heads, d),
     }
     for layer in range(config.layers):
-        shapes |= _norm(f"gnn.{layer}.ln1", d) | _norm(f"gnn.{layer}.ln2", d)
+        shapes |= _norm(f"gnn.{layer}.ln1", d)
         shapes |= {f"gnn.{layer}.attn.to_qkv.weight": (3 * d, d)}
         shapes |= _linear(f"gnn.{layer}.attn.to_out.0", d, d)
+    return shapes | _mlp_shapes(config)
+
+
+def _mlp_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
+    d = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(config.layers):
+        shapes |= _norm(f"gnn.{layer}.ln2", d)
         shapes |= _linear(f"gnn.{layer}.ff.net.0", 4 * d, d)
         shapes |= _linear(f"gnn.{layer}.ff.net.3", d, 4 * d)
     return shapes

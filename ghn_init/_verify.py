@@ -19,13 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from ._apply import predict
+from ._checkpoint import read_state_dict
 from ._errors import GHNInitError
 from ._ghn import GHN
+from ._hub import EXAMPLE, download
 from ._tracing import trace
 from ._zoo import create_model
 
 TOLERANCE = 1e-2
 """Largest difference between a norm and the published one, which has four decimals."""
+
+EXAMPLE_TOLERANCE = 1e-6
+"""Largest difference between a value and the authors', relative to its tensor's norm."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +42,26 @@ class Check:
         expected: the published norm over all parameters.
         found: ours.
         exact: whether every parameter is predicted, so that nothing of it is random.
+        tolerance: largest difference that counts as agreement.
     """
 
     model: str
     expected: float
     found: float
     exact: bool
+    tolerance: float = TOLERANCE
 
     @property
     def ok(self) -> bool:
         """Whether the two norms agree."""
-        return abs(self.found - self.expected) <= TOLERANCE
+        return abs(self.found - self.expected) <= self.tolerance
 
     def __str__(self) -> str:
         kind = "exact" if self.exact else "approximate"
         verdict = "ok" if self.ok else "MISMATCH"
-        return f"{self.model:<22}{self.expected:>14.4f}{self.found:>14.4f}  {kind:<13}{verdict}"
+        digits = 4 if self.tolerance == TOLERANCE else 9
+        numbers = f"{self.expected:>14.{digits}f}{self.found:>14.{digits}f}"
+        return f"{self.model:<22}{numbers}  {kind:<13}{verdict}"
 
 
 def published_norms(checkpoint: str) -> dict[str, float]:
@@ -114,6 +123,32 @@ def verify(
         checks.append(Check(name, norms[name], found, exact))
         progress(checks[-1])
     return checks
+
+
+def verify_example(ghn: GHN, path: str | os.PathLike[str] | None = None) -> Check:
+    """Compare ResNet-50's tensors with those that the authors got from `ghn3xlm16`.
+
+    Arguments:
+        ghn: the hypernetwork.
+        path: a file of a state dict, in any known layout. Default: `resnet50_ghn3xlm16_init.pt`
+            from the Hub, of the hypernetwork's own revision.
+
+    Returns: a check of the largest difference of a value, relative to its tensor's norm.
+
+    Raises:
+        GHNInitError: the file cannot be fetched or read, or is not a ResNet-50's.
+    """
+    if path is None:
+        path, _ = download(EXAMPLE, ghn.revision)
+    expected = read_state_dict(path)
+    model = _without_memory("resnet50")
+    worst = 0.0
+    for name, tensor in predict(model, ghn, head="predict").items():
+        if name not in expected or expected[name].shape != tensor.shape:
+            raise GHNInitError(f"{os.fspath(path)} is no state dict of a ResNet-50: {name}.")
+        difference = (tensor - expected[name].to(tensor)).abs().max() / tensor.norm()
+        worst = max(worst, float(difference))
+    return Check("resnet50's tensors", 0.0, worst, True, tolerance=EXAMPLE_TOLERANCE)
 
 
 def total_norm(name: str, ghn: GHN) -> tuple[float, bool]:

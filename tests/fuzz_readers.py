@@ -77,9 +77,8 @@ def read(data: bytes) -> str:
     except GHNInitError as error:
         message = str(error)
         assert len(message) < 2000, "an endless message"
-        return re.sub(r"(instruction|['\"(]).*|[0-9]", "", message)[
-            :60
-        ]  # without what the file has put in
+        # Without what comes from the file.
+        return re.sub(r"(instruction|['\"(]).*|[0-9]", "", message)[:60]
     return "read"
 
 

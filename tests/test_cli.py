@@ -154,7 +154,7 @@ def test_verify(tmp_path: Path, shared: Path, capsys: pytest.CaptureFixture[str]
     command = ["verify", str(shared / "golden" / "ghn3_seeded.joblib.pt"), "--table", str(table)]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "5 of 5 models agree with the table"
+    assert lines[-1] == "5 of 5 checks agree"
     assert [line.split()[3:] for line in lines[1:-1]] == [
         ["exact", "ok"], ["exact", "ok"], ["approximate", "ok"], ["approximate", "ok"],
         ["exact", "ok"],
@@ -163,7 +163,41 @@ def test_verify(tmp_path: Path, shared: Path, capsys: pytest.CaptureFixture[str]
     assert main([*command, "--models", "resnet18,squeezenet1_1"]) == 1
     printed = capsys.readouterr().out
     assert "MISMATCH" in printed
-    assert "1 of 2 models agree" in printed
+    assert "1 of 2 checks agree" in printed
+
+
+def test_verify_compares_the_tensors_of_an_example(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = create_model("resnet50", "torchvision")
+    tensors = ghn_init.predict(model, checkpoint)
+    example, table = tmp_path / "example.safetensors", tmp_path / "table.json"
+    table.write_text("{}")
+    command = ["verify", str(checkpoint), "--table", str(table), "--example", str(example)]
+    safetensors.torch.save_file({n: t.clone() for n, t in tensors.items()}, example)
+    assert main(command) == 0
+    assert "1 of 1 checks agree" in capsys.readouterr().out
+    tensors["layer3.2.conv2.weight"].view(-1)[7] *= 1.1
+    safetensors.torch.save_file({n: t.clone() for n, t in tensors.items()}, example)
+    assert main(command) == 1
+    assert "MISMATCH" in capsys.readouterr().out
+    assert main([*command[:-1], str(checkpoint)]) == 1
+    assert "no state dict of a ResNet-50" in capsys.readouterr().err
+
+
+def test_model_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes=3): return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, num_classes))\n"
+    )
+    name = f"{tmp_path / 'mine.py'}:net"
+    out = tmp_path / "w.safetensors"
+    assert main(["export", name, "-o", str(out), "--method", "orth", "--num-classes", "5"]) == 0
+    assert safetensors.torch.load_file(out)["1.weight"].shape == (5, 8)
+    capsys.readouterr()
+    for bad in (f"{name}x", f"{tmp_path / 'none.py'}:net"):
+        assert main(["trace", bad]) == 1
+        assert "cannot be built" in capsys.readouterr().err
 
 
 def test_verify_errors(

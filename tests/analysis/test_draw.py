@@ -1,0 +1,162 @@
+"""`draw`: statistics, layout and pictures."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import lzma
+import statistics
+from pathlib import Path
+
+import networkx as nx
+import pytest
+import torch
+from models import ConvNet, torchvision_model
+
+import ghn_init
+from ghn_init import GHNInitError, Graph, Node
+from ghn_init.analysis import draw, graph_statistics
+from ghn_init.analysis._layout import layered
+from ghn_init.analysis._palette import PRIMITIVE_STYLES
+
+RECORDED = json.loads(
+    lzma.decompress((Path(__file__).parents[1] / "data" / "graphs.json.xz").read_bytes())
+)
+NOT_IN_TABLE_3 = {"vit_h_14", "regnet_y_128gf"}
+
+
+def recorded(name: str) -> Graph:
+    nodes = tuple(Node(op, param) for param, op in RECORDED[name]["nodes"])
+    return Graph(nodes, [tuple(edge) for edge in RECORDED[name]["edges"]])
+
+
+def chain(length: int) -> Graph:
+    """A long residual network: a sum skips back three layers, again and again."""
+    nodes = [Node("input")]
+    nodes += [Node("sum") if i % 4 == 0 else Node("conv", f"c{i}.weight") for i in range(1, length)]
+    skips = [(i - 4, i) for i in range(8, length, 4)]
+    return Graph(tuple(nodes), sorted([(i, i + 1) for i in range(length - 1)] + skips))
+
+
+def test_statistics_by_hand() -> None:
+    """A square: every node has two neighbours; four pairs are adjacent, two are two apart."""
+    square = Graph(tuple(Node("sum") for _ in range(4)), [(0, 1), (0, 2), (1, 3), (2, 3)])
+    found = graph_statistics(square)
+    assert (found.nodes, found.edges, found.degree) == (4, 4, 2.0)
+    assert found.path == pytest.approx((4 * 1 + 2 * 2) / 6)
+
+
+def test_table_3() -> None:
+    """The 74 classifiers of Table 3: degree 2.5 +- 1.2 (1.9 to 9.1)."""
+    degrees = [
+        graph_statistics(recorded(name)).degree for name in RECORDED if name not in NOT_IN_TABLE_3
+    ]
+    assert len(degrees) == 74
+    assert round(statistics.mean(degrees), 1) == 2.5
+    assert round(statistics.stdev(degrees), 1) == 1.2
+    assert round(min(degrees), 1) == 1.9
+    assert round(max(degrees), 1) == 9.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RECORDED if name not in NOT_IN_TABLE_3])
+def test_traced_graphs_have_the_recorded_statistics(name: str) -> None:
+    found = graph_statistics(ghn_init.trace(torchvision_model(name)))
+    assert found == graph_statistics(recorded(name))
+
+
+def test_golden_statistics(shared: Path) -> None:
+    for path in sorted((shared / "golden" / "torchvision").glob("*net*.json")):
+        content = json.loads(path.read_text())
+        nodes = tuple(Node(op) for _, op, _ in content["nodes"])
+        found = graph_statistics(Graph(nodes, [tuple(edge) for edge in content["edges"]]))
+        assert found.degree == pytest.approx(content["avg_degree"]), path.name
+        assert found.path == pytest.approx(content["avg_path"]), path.name
+
+
+@pytest.mark.parametrize("name", ["alexnet", "resnet50", "googlenet", "densenet169"])
+def test_layout(name: str) -> None:
+    graph = nx.DiGraph(RECORDED[name]["edges"])
+    layout = layered(graph)
+    assert len(set(layout.places)) == len(graph)  # no two nodes in one place
+    along = [  # how far along the snake
+        row * layout.columns + (x if row % 2 == 0 else layout.columns - 1 - x)
+        for (x, _), row in zip(layout.places, layout.rows, strict=True)
+    ]
+    assert all(along[i] < along[j] for i, j in graph.edges)
+    assert all(0 <= x < layout.columns for x, _ in layout.places)
+    for a, b in itertools.pairwise(layout.row_tops):
+        assert b < a
+    straight = nx.dag_longest_path(graph)
+    assert all(layout.places[i][1] == layout.row_tops[layout.rows[i]] for i in straight)
+
+
+def test_every_primitive_looks_different() -> None:
+    assert set(PRIMITIVE_STYLES) == set(ghn_init.PRIMITIVES)
+    looks = [(s.color, s.marker) for s in PRIMITIVE_STYLES.values()]
+    small_grey = ("#999999", "o")
+    assert len(set(looks)) == len(looks)
+    assert small_grey in looks
+
+
+def test_drawing() -> None:
+    drawing = draw(ConvNet(), example_inputs=torch.zeros(2, 3, 8, 8))
+    assert drawing.unpredicted_nodes() == (13, 14)
+    assert drawing.coverage == pytest.approx(1 - 90 / 444)
+    assert drawing.table().splitlines()[0] == (
+        "ConvNet: 15 nodes, 16 edges, average degree 2.13, average path 3.37, "
+        "79.73% of the parameters predicted"
+    )
+    assert "head.weight, head.bias: classification layer of 10 classes, not 1000" in drawing.table()
+    assert draw(drawing.graph, num_classes=10).unpredicted == {}
+    content = json.loads(drawing.to_json())
+    assert content["nodes"] == len(content["graph"]["nodes"]) == 15
+    assert content["graph"]["edges"][0] == [0, 1]
+
+
+def test_dot(tmp_path: Path) -> None:
+    drawing = draw(ConvNet(), example_inputs=torch.zeros(2, 3, 8, 8))
+    drawing.save(tmp_path / "graph.dot")
+    lines = (tmp_path / "graph.dot").read_text().splitlines()
+    assert lines[0] == 'digraph "ConvNet" {'
+    assert lines[-1] == "}"
+    assert sum("->" in line for line in lines) == 16
+    assert '"conv\\nstem.weight\\n8x3x3x3", shape="ellipse", fillcolor="#0072B2"' in lines[3]
+    assert sum('style="dashed"' in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("length", [20, 1000])
+def test_picture(length: int, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    drawing = draw(chain(length), name=f"chain of {length}")
+    figure = drawing.plot()
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == (
+        20 if length == 20 else len(layered(nx.DiGraph(chain(1000).edges)).row_tops)
+    )
+    if length == 1000:  # those of a small graph are slanted: their boxes overlap, they do not
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    page = figure.bbox
+    assert all(page.x0 <= b.x0 and b.x1 <= page.x1 and page.y0 <= b.y0 for b in boxes)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[0].startswith("conv (")
+
+
+def test_written_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    drawing = draw(chain(12))
+    for name, start in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("A.PNG", b"\x89PNG")):
+        drawing.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(start)
+    drawing.save(tmp_path / "b.svg")
+    assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "a.svg").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a", "missing/a.png"])
+def test_a_path_that_cannot_be_written(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(GHNInitError, match="cannot write"):
+        draw(chain(12)).save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
