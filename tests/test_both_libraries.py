@@ -89,3 +89,24 @@ def test_where_the_implementations_differ(names: tuple[str, str]) -> None:
     only_a, only_b = DIFFERENT[names]
     assert {shape for _, shape in a if a.count((_, shape)) > b.count((_, shape))} == only_a
     assert {shape for _, shape in b if b.count((_, shape)) > a.count((_, shape))} == only_b
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "cait_xxs24_224",
+        "beit_base_patch16_224", "deit3_small_patch16_224", "maxvit_rmlp_pico_rw_256",
+        "xcit_nano_12_p8_224", "pvt_v2_b0",
+    ],
+)  # fmt: skip
+def test_fused_attention_on_and_off(name: str) -> None:
+    graphs = []
+    for fused in (True, False):
+        timm.layers.set_fused_attn(fused)
+        try:
+            graphs.append(ghn_init.trace(timm_model(name)))
+        finally:
+            timm.layers.set_fused_attn(True)
+    assert graphs[0].nodes == graphs[1].nodes
+    assert graphs[0].edges == graphs[1].edges
+    assert "msa" in {node.op for node in graphs[0].nodes}
