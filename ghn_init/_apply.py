@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ._assign import assign, check_writable
 from ._checkpoint import DEFAULTS
+from ._encoding import class_tokens
 from ._errors import GHNInitError
 from ._ghn import GHN
 from ._graph import Graph
@@ -324,7 +325,7 @@ def _token_notes(graph: Graph) -> tuple[str, ...]:
     return tuple(
         f"{node.param}: rows for class tokens drawn from N(0, 0.02), the others predicted"
         for node in graph.nodes
-        if node.op == "pos_enc" and node.shape and round(node.shape[1] ** 0.5) ** 2 != node.shape[1]
+        if node.op == "pos_enc" and node.shape and class_tokens(node.shape)
     )
 
 

@@ -60,6 +60,11 @@ def positional_grid(tokens: int) -> int:
     return math.isqrt(tokens)
 
 
+def class_tokens(shape: tuple[int, ...]) -> int:
+    """How many rows of a positional embedding stand before those of the patches."""
+    return shape[1] - positional_grid(shape[1]) ** 2 if len(shape) == 3 else 0
+
+
 def shape4(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """A parameter's shape as (out, in, height, width) (GHN-2 paper, Section 3.1)."""
     if len(shape) == 4:

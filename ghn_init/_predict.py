@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._decoder import fit, normalise_bias, normalise_norm_weight, normalise_weight
-from ._encoding import positional_grid, shape4
+from ._encoding import class_tokens, shape4
 from ._ghn import GHN
 from ._graph import NORMS, WEIGHTS, Graph, Node
 
@@ -130,11 +130,13 @@ def _finish(
 
 
 def _positional(decoded: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """(1, channels, side, side) -> (1, tokens, channels), class tokens (drawn) in front."""
+    """(1, channels, side, side) -> (1, tokens, channels), class tokens (drawn) in front.
+
+    A positional embedding with four dimensions is taken as it is decoded.
+    """
     if len(shape) == 4:
         return fit(decoded, shape)
-    _, tokens, channels = shape
-    side = positional_grid(tokens)
+    channels = shape[2]
     patches = fit(decoded, (1, channels)).flatten(2).transpose(1, 2)
-    front = torch.randn(1, tokens - side * side, channels, generator=generator) * _TOKEN_STD
+    front = torch.randn(1, class_tokens(shape), channels, generator=generator) * _TOKEN_STD
     return torch.cat([front.to(patches), patches], dim=1)

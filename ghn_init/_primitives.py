@@ -365,7 +365,12 @@ def _is_matrix(shape: tuple[int, ...]) -> bool:
 
 
 def _is_positional(shape: tuple[int, ...]) -> bool:
-    """Whether it holds a vector per token: (1, tokens, channels) or (1, channels, h, w)."""
+    """Whether it holds a vector per token: (1, tokens, channels) or (1, channels, side, side).
+
+    (1, side, side, channels), which a hypernetwork would take for a very wide kernel, is not.
+    """
+    if len(shape) == 4 and (shape[2] != shape[3] or shape[1] == shape[2]):
+        return False
     return len(shape) in (3, 4) and shape[0] == 1 and min(shape[1:]) > 1
 
 

@@ -293,3 +293,33 @@ def test_two_hypernetworks_of_different_sizes() -> None:
     }
     stem = tensors["stem.weight"]
     assert torch.equal(stem[:8], stem[8:16])
+
+
+class Positions(nn.Module):
+    """A positional embedding with four dimensions, channels first or last."""
+
+    def __init__(self, channels: int, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.conv = nn.Conv2d(3, channels, 1)
+        shape = (1, channels, 4, 4) if first else (1, 4, 4, channels)
+        self.positions = nn.Parameter(torch.zeros(shape))
+        self.head = nn.Linear(channels, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x) if self.first else self.conv(x).permute(0, 2, 3, 1)
+        x = x + self.positions
+        return self.head(x.mean((2, 3) if self.first else (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("channels", "first", "fits"), [(8, True, True), (8, False, False), (4, True, False)]
+)
+def test_positional_embeddings_with_four_dimensions(channels: int, first: bool, fits: bool) -> None:
+    """Channels first is a primitive; channels last would be taken for a very wide kernel."""
+    model = Positions(channels, first)
+    graph = ghn_init.trace(model, torch.zeros(2, 3, 4, 4))
+    assert ("pos_enc" in ops(graph)) == fits
+    assert ("positions" in graph.left) != fits
+    if fits:
+        assert ghn_init.predict(model, seeded(), graph)["positions"].shape == (1, 8, 4, 4)
