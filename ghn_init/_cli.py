@@ -14,6 +14,7 @@ from typing import Any
 from . import __version__
 from ._errors import GHNInitError
 from .analysis._cli import add_parsers as add_analysis
+from .train._cli import add_parser as add_training
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_verify(commands)
     add_analysis(commands)
+    add_training(commands)
     return parser
 
 

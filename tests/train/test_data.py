@@ -1,0 +1,140 @@
+"""Images: splits, order, augmentation; and the sampling of architectures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ghn_init import GHNInitError
+from ghn_init.train._data import SmallImages, count_images, first, load_images, steps_per_epoch
+from ghn_init.train._generate import sample
+from ghn_init.train._sampling import MetaBatches, Widths, balance
+
+
+@pytest.fixture
+def images(image_folder: Path) -> SmallImages:
+    found = load_images(f"imagefolder:{image_folder}")
+    assert isinstance(found, SmallImages)
+    return found
+
+
+def test_an_image_folder_is_read_whole(images: SmallImages, image_folder: Path) -> None:
+    assert images.classes == ("bright", "dark")
+    assert images.pixels.shape == (48, 32, 32, 3)
+    assert images.labels.bincount().tolist() == [24, 24]
+    assert images.pixels[images.labels == 0].float().mean() > 150
+    assert count_images(f"imagefolder:{image_folder}") == 48
+
+
+def test_held_out_images_are_balanced_and_no_longer_trained_on(image_folder: Path) -> None:
+    source = f"imagefolder:{image_folder}"
+    kept = load_images(source, "train", holdout=10)
+    held = load_images(source, "holdout", holdout=10)
+    assert held.labels.bincount().tolist() == [5, 5]
+    assert len(kept.labels) == 38
+    assert isinstance(kept, SmallImages)
+    assert isinstance(held, SmallImages)
+    seen = {p.numpy().tobytes() for p in kept.pixels}
+    assert not seen & {p.numpy().tobytes() for p in held.pixels}
+    with pytest.raises(GHNInitError, match="multiple of 2"):
+        load_images(source, "train", holdout=5)
+
+
+def test_an_epoch_shows_every_image_once(images: SmallImages) -> None:
+    steps = steps_per_epoch(48, 8)
+    labels = torch.cat([y for _, y in images.train_batches(8, 0, 0, steps)])
+    assert labels.bincount().tolist() == [24, 24]
+    orders = [[y.tolist() for _, y in images.train_batches(8, 0, e, e + 6)] for e in (0, 6)]
+    assert orders[0] != orders[1]
+
+
+def test_batches_depend_on_seed_and_step_alone(images: SmallImages) -> None:
+    whole = [x for x, _ in images.train_batches(8, 3, 0, 12)]
+    late = [x for x, _ in images.train_batches(8, 3, 7, 12)]
+    assert all(torch.equal(a, b) for a, b in zip(whole[7:], late, strict=True))
+    other = [x for x, _ in images.train_batches(8, 4, 0, 1)]
+    assert not torch.equal(whole[0], other[0])
+
+
+def test_augmented_images_are_shifted_and_mirrored_ones(images: SmallImages) -> None:
+    (batch, _), *_ = images.train_batches(48, 0, 0, 1)
+    assert batch.shape == (48, 3, 32, 32)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    plain = torch.cat([x for x, _ in images.test_batches(48)])
+    padded = torch.nn.functional.pad(plain, (4, 4, 4, 4), value=torch.nan)
+    variants = torch.stack([padded, padded.flip(3)])
+    mirrored = 0
+    for image in batch:
+        inside = image[:, 12:20, 12:20]
+        windows = variants.unfold(3, 8, 1).unfold(4, 8, 1)[:, :, :, 8:25, 8:25]
+        hits = (windows - inside[None, None, :, None, None]).abs().amax((2, 5, 6)) < 1e-5
+        assert hits.any()
+        mirrored += bool(hits[1].any())
+    assert 10 < mirrored < 38
+
+
+def test_test_batches_mix_the_classes(images: SmallImages) -> None:
+    labels = torch.cat([y for _, y in images.test_batches(8)])
+    assert len(labels) == 48
+    assert 0 < labels[:24].sum() < 24
+    some = first(images, 20)
+    assert torch.equal(some.labels, labels[:20])
+
+
+def test_large_images_are_loaded_by_step(image_folder: Path) -> None:
+    pytest.importorskip("torchvision")
+    images = load_images(f"imagefolder:{image_folder}", image_size=96, workers=0)
+    batches = [list(images.train_batches(8, 0, start, 3)) for start in (0, 2)]
+    assert batches[0][0][0].shape == (8, 3, 96, 96)
+    assert torch.equal(batches[0][2][0], batches[1][0][0])
+    assert next(iter(images.test_batches(4)))[0].shape == (4, 3, 96, 96)
+
+
+def test_bad_sources_are_refused(tmp_path: Path) -> None:
+    for source, message in (
+        ("cifar10", "imagefolder:PATH"),
+        (f"imagefolder:{tmp_path}", "train/<class>"),
+        ("torchvision:Nonsense:x", "no data set"),
+    ):
+        with pytest.raises(GHNInitError, match=message):
+            load_images(source)
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(GHNInitError, match=r"cannot decode .*0\.png"):
+        load_images(f"imagefolder:{tmp_path}")
+    with pytest.raises(GHNInitError, match="do not fill a batch"):
+        steps_per_epoch(3, 8)
+
+
+def test_shares_are_balanced() -> None:
+    costs = [100, 10, 90, 20, 50, 60, 40, 30]
+    shares = balance(costs, 4)
+    assert sorted(i for share in shares for i in share) == list(range(8))
+    assert {len(share) for share in shares} == {2}
+    totals = [sum(costs[i] for i in share) for share in shares]
+    assert max(totals) - min(totals) <= 20
+
+
+def test_meta_batches_cover_all_architectures_with_the_widths_asked_for() -> None:
+    nets = [sample("train", i) for i in range(6)]
+    widths = Widths((16, 48), (64,), 500_000)
+    whole = MetaBatches(nets, 2, widths, 0, 10, 32)
+    drawn = [a for step in range(3) for a in whole.architectures(step)]
+    assert {a.resized(1) for a in drawn} == {a.resized(1, 64) for a in nets}
+    for a in drawn:
+        allowed = widths.allowed(next(n for n in nets if n.resized(1, 64) == a.resized(1)))
+        assert a.channels in allowed
+    halves = [MetaBatches(nets, 2, widths, 0, 10, 32, rank=r, world_size=2)[1] for r in (0, 1)]
+    assert sorted(place for half in halves for place, _ in half) == [0, 1]
+    assert whole[1][0][1].graph.nodes in [half[0][1].graph.nodes for half in halves]
+
+
+def test_a_curriculum_begins_with_small_networks() -> None:
+    nets = [sample("train", i) for i in range(30)]
+    batches = MetaBatches(nets, 4, Widths((16,)), 0, 10, 32, curriculum=100)
+    sizes = sorted(net.num_nodes or 0 for net in nets)
+    assert all((a.num_nodes or 0) <= sizes[2] for a in batches.architectures(0))
+    late = [a.num_nodes or 0 for s in range(90, 100) for a in batches.architectures(s)]
+    assert max(late) > sizes[15]

@@ -1,0 +1,91 @@
+"""Evaluation, and the commands of `ghn-init train`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ghn_init import GHNInitError
+from ghn_init._config import GHNConfig
+from ghn_init.train import _cli
+from ghn_init.train._cli import main
+from ghn_init.train._data import load_images
+from ghn_init.train._evaluate import Evaluation, accuracy, evaluate
+from ghn_init.train._generate import sample
+from ghn_init.train._init import initialise
+from ghn_init.train._networks import Network
+from ghn_init.train._seeds import torch_generator
+
+QUIET = Evaluation(batch_size=8, control=2, quiet=True)
+NETS = [sample("test", i).resized(8, 16) for i in (0, 2, 5)]
+TINY = GHNConfig("ghn3", 16, 1, 8, (16, 16, 11, 11), 2)
+
+
+def test_networks_are_evaluated_with_predicted_and_random_parameters(image_folder: Path) -> None:
+    images = load_images(f"imagefolder:{image_folder}", "test")
+    ghn = initialise(TINY, 0)
+    found = evaluate(ghn, NETS, images, "test", QUIET)
+    assert len(found.predicted) == len(found.random) == 3
+    assert all(0 <= value <= 100 for value in found.predicted + found.random)
+    assert "3 nets" in found.summary()
+    network = Network(NETS[1], 2)
+    random = network.random_params(torch_generator(0, "control", 1))
+    assert accuracy(network, random, images, QUIET, 2) == found.random[1]
+
+
+def test_an_evaluation_goes_on_where_it_stopped(image_folder: Path, tmp_path: Path) -> None:
+    images = load_images(f"imagefolder:{image_folder}", "test")
+    ghn, file = initialise(TINY, 0), tmp_path / "test.json"
+    whole = evaluate(ghn, NETS, images, "test", QUIET)
+    evaluate(ghn, NETS[:2], images, "test", QUIET, file)
+    content = json.loads(file.read_text())
+    content["accuracies"][0][0] = 12.5  # is kept, not measured again
+    file.write_text(json.dumps(content))
+    resumed = evaluate(ghn, NETS, images, "test", QUIET, file)
+    assert resumed.predicted == (12.5, *whole.predicted[1:])
+    with pytest.raises(GHNInitError, match="another evaluation"):
+        evaluate(initialise(TINY, 1), NETS, images, "test", QUIET, file)
+
+
+def test_other_classes_are_refused(image_folder: Path) -> None:
+    images = load_images(f"imagefolder:{image_folder}", "test")
+    ghn = initialise(GHNConfig("ghn3", 16, 1, 8, (16, 16, 11, 11), 10), 0)
+    with pytest.raises(GHNInitError, match="predicts 10 classes"):
+        evaluate(ghn, NETS, images, "test", QUIET)
+
+
+def test_from_architectures_to_accuracies(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nets, out, data = tmp_path / "nets", tmp_path / "run", f"imagefolder:{image_folder}"
+    for split in ("train", "test"):
+        assert main(["make-nets", "--split", split, "--count", "4", "-o", str(nets)]) == 0
+    small = ["--hidden-size", "16", "--layers", "1", "--meta-batch", "2", "--batch-size", "20"]
+    widths = ["--channels", "8", "--fc-dims", "16", "--max-params", "1"]
+    where = ["--nets", str(nets), "--data", data, "--device", "cpu"]
+    run = ["run", *where, "--out", str(out), "--epochs", "1", "--holdout", "8", *small, *widths]
+    assert main(run) == 0
+    assert capsys.readouterr().out.endswith("ghn.safetensors\n")
+    ghn = str(out / "ghn.safetensors")
+    assert main(["eval", "--ghn", ghn, *where, "--num-nets", "2", "--num-images", "12"]) == 0
+    assert "2 nets  predicted" in capsys.readouterr().out
+    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+
+
+def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["--nets", "x", "--data", "y", "--max-steps", "1", "--out", str(tmp_path)]
+    assert main(["run", *arguments, "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.startswith("ghn-init: error: unknown data 'y'")
+
+
+def test_without_the_extra_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_cli.importlib.util, "find_spec", lambda name: None)
+    arguments = ["--nets", "x", "--data", "y", "--max-steps", "1", "--out", str(tmp_path)]
+    assert main(["run", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert "Pillow and numpy" in error
+    assert "pip install 'ghn-init[train]'" in error

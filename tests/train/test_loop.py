@@ -1,0 +1,288 @@
+"""The trainer: the gradient of Eq. 10, resuming, failures, and what is left in the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ghn_init import GHNInitError, load_ghn
+from ghn_init._predict import predict_graphs
+from ghn_init.train import _loop
+from ghn_init.train._config import TrainConfig, from_json
+from ghn_init.train._data import load_images
+from ghn_init.train._distributed import World, start
+from ghn_init.train._init import initialise
+from ghn_init.train._loop import Schedule, learning_rate, train
+from ghn_init.train._nets import load_nets
+from ghn_init.train._sampling import MetaBatches
+from ghn_init.train._step import Timer, Totals, gradients
+
+MakeConfig = Callable[..., TrainConfig]
+ALONE = World(0, 1, torch.device("cpu"))
+OFTEN = Schedule(save_every=1, log_every=1, quiet=True)
+
+
+def metrics(folder: Path, count: int | None = None) -> list[dict[str, Any]]:
+    """The first lines of a run's metrics, without what depends on the machine."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()[:count]
+    volatile = ("seconds", "steps_per_second", "shares")
+    return [{k: v for k, v in json.loads(line).items() if k not in volatile} for line in lines]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_ghn(folder / "ghn.safetensors").state_dict()
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = weights(a), weights(b)
+    return metrics(a) == metrics(b) and all(torch.equal(one[name], two[name]) for name in two)
+
+
+def meta_batch(config: TrainConfig, classes: int = 2) -> MetaBatches:
+    nets = load_nets(Path(config.nets), "train")
+    return MetaBatches(nets, config.meta_batch, config.widths, config.seed, classes, 32)
+
+
+def test_the_gradient_is_that_of_equation_10(config: MakeConfig, tmp_path: Path) -> None:
+    run = config(dropout=0.0, gamma=0.01, meta_batch=3)
+    images = load_images(run.data)
+    batch = next(images.train_batches(8, 0, 0, 1))
+    networks = meta_batch(run)[0]
+    ghn = initialise(run.ghn(2), 0)
+    totals = gradients(ghn, networks, batch, run, 0, Timer(ALONE.device))
+    found = {name: p.grad.clone() for name, p in ghn.named_parameters() if p.grad is not None}
+
+    ghn.zero_grad()
+    predicted = predict_graphs([n.graph for _, n in networks], ghn, [True] * 3)
+    losses = [
+        F.cross_entropy(network(batch[0], params), batch[1])
+        + 0.01 * sum(tensor.norm() for tensor in params.values())
+        for (_, network), params in zip(networks, predicted, strict=True)
+    ]
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    assert totals.metrics(3)["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert set(found) == set(dict(ghn.named_parameters()))
+    for name, p in ghn.named_parameters():
+        assert p.grad is not None
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing(config: MakeConfig) -> None:
+    run = config(lr=1.0, warmup=10, steps=110)
+    rates = [learning_rate(run, step) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[-1] < 1e-3
+
+
+@pytest.mark.parametrize("changes", [{}, {"arch": "ghn2"}, {"arch": "mlp", "precision": "bf16"}])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    run = config(**changes)
+    train(run, tmp_path / "whole", ALONE, OFTEN)
+
+    def stop(*args: Any) -> Any:
+        if args[4] == 2:
+            raise KeyboardInterrupt
+        return gradients(*args)
+
+    monkeypatch.setattr(_loop, "gradients", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path / "parts", ALONE, OFTEN)
+    monkeypatch.setattr(_loop, "gradients", gradients)
+    assert len(metrics(tmp_path / "parts")) == 2
+    train(run, tmp_path / "parts", ALONE, OFTEN)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_metrics_behind_the_last_checkpoint_are_made_again(
+    config: MakeConfig, tmp_path: Path
+) -> None:
+    train(config(), tmp_path / "a", ALONE, OFTEN)
+    with open(tmp_path / "a" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "loss": 1}\n{"step": 1')
+    before = metrics(tmp_path / "a", 4)
+    train(config(), tmp_path / "a", ALONE, OFTEN)
+    assert metrics(tmp_path / "a") == before
+
+
+def test_the_result_says_what_it_is(config: MakeConfig, tmp_path: Path) -> None:
+    run = config(steps=1)
+    path = train(run, tmp_path, ALONE, OFTEN)
+    ghn = load_ghn(path)
+    assert ghn.config == run.ghn(2)
+    assert from_json((tmp_path / "config.json").read_text()) == run
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    assert from_json(about["ghn_init.training"]) == run
+    assert about["ghn_init.step"] == "1"
+
+
+def test_the_loss_falls(config: MakeConfig, tmp_path: Path) -> None:
+    """Bright and dark images are told apart within some steps."""
+    run = config(steps=24, lr=4e-3, warmup=5, num_nets=2, dropout=0.0)
+    train(run, tmp_path, ALONE, OFTEN)
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+
+
+def test_a_run_is_not_continued_with_other_arguments(config: MakeConfig, tmp_path: Path) -> None:
+    train(config(), tmp_path, ALONE, OFTEN)
+    with pytest.raises(GHNInitError, match=r"another lr \(0.0004 then, 0.1 now\)"):
+        train(config(lr=0.1), tmp_path, ALONE, OFTEN)
+    (tmp_path / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(GHNInitError, match=r"state\.pt cannot be read"):
+        train(config(), tmp_path, ALONE, OFTEN)
+
+
+def test_an_infinite_loss_is_skipped_counted_and_in_the_end_an_error(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = {1}
+
+    def spoil(*args: Any) -> Totals:
+        totals = gradients(*args)
+        if args[4] in bad:
+            totals.values[-1] += 1
+        return totals
+
+    monkeypatch.setattr(_loop, "gradients", spoil)
+    run = config(patience=3, steps=8)
+    train(run, tmp_path / "once", ALONE, OFTEN)
+    lines = metrics(tmp_path / "once")
+    assert [line["skipped"] for line in lines] == [0, 1, 1, 1, 1, 1, 1, 1]
+    assert "loss" not in lines[1]
+    bad |= {3, 4, 5}
+    with pytest.raises(GHNInitError, match="not finite in 3 steps in a row, the last one step 6"):
+        train(run, tmp_path / "thrice", ALONE, OFTEN)
+
+
+def test_a_skipped_step_changes_nothing(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(*args: Any) -> Totals:
+        totals = gradients(*args)
+        for p in args[0].parameters():
+            p.grad.fill_(float("nan"))
+        return totals
+
+    monkeypatch.setattr(_loop, "gradients", spoil)
+    run = config(steps=2)
+    train(run, tmp_path, ALONE, OFTEN)
+    start_weights = initialise(run.ghn(2), run.seed).state_dict()
+    assert all(torch.equal(t, start_weights[name]) for name, t in weights(tmp_path).items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "ghn9"}, "unknown --arch"),
+        ({"precision": "fp8"}, "unknown --precision"),
+        ({"steps": 0}, "--steps"),
+        ({"hidden_size": 18}, "--hidden-size"),
+        ({"lr": 0.0}, "--lr"),
+    ],
+)
+def test_impossible_runs_are_refused(
+    config: MakeConfig, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(GHNInitError, match=message):
+        config(**changes)
+
+
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(GHNInitError, match="cannot compute on"), start("nonsense"):
+        pass
+
+
+def command(config: TrainConfig, out: Path, *more: str) -> list[str]:
+    """The arguments of `ghn-init train run` for a configuration."""
+    widths = config.widths
+    return [
+        *("run", "--nets", config.nets, "--data", config.data, "--out", str(out)),
+        *("--max-steps", str(config.steps), "--hidden-size", str(config.hidden_size)),
+        *("--layers", str(config.layers), "--meta-batch", str(config.meta_batch)),
+        *("--batch-size", str(config.batch_size), "--warmup", str(config.warmup)),
+        *("--dropout", str(config.dropout), "--max-params", str(widths.max_params)),
+        *("--channels", *map(str, widths.channels), "--fc-dims", *map(str, widths.fc_dims)),
+        *("--seed", str(config.seed), "--device", "cpu", "--log-every", "1"),
+        *("--save-every", "1", *more),
+    ]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    config: MakeConfig, tmp_path: Path
+) -> None:
+    run = config(steps=8)
+    train(run, tmp_path / "whole", ALONE, OFTEN)
+    module = [sys.executable, "-m", "ghn_init.train", *command(run, tmp_path / "killed")]
+    process = subprocess.Popen(module, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    metrics_file = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics_file.exists() and metrics_file.read_text().count("\n") >= 3:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    assert process.wait() == -signal.SIGKILL
+    assert len(metrics(tmp_path / "killed")) < 8
+    train(run, tmp_path / "killed", ALONE, OFTEN)
+    assert same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_two_processes_make_the_same_first_step_as_one(config: MakeConfig, tmp_path: Path) -> None:
+    """Both ranks hold the same weights, or the run ends with an error (`World.check_same`)."""
+    run = config(steps=2, meta_batch=3)
+    train(run, tmp_path / "one", ALONE, OFTEN)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "-m", "ghn_init.train", *command(run, tmp_path / "two")]
+    subprocess.run(launcher, check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    for name in ("loss", "cross_entropy", "accuracy", "grad_norm"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-4)
+    after = weights(tmp_path / "two")
+    for name, tensor in weights(tmp_path / "one").items():
+        assert (tensor - after[name]).norm() <= 1e-2 * tensor.norm() + 1e-6
+
+
+def test_a_run_can_start_from_a_checkpoint(config: MakeConfig, tmp_path: Path) -> None:
+    path = str(train(config(steps=2), tmp_path / "first", ALONE, OFTEN))
+    further = config(steps=1, start_from=path, lr=1e-9)
+    train(further, tmp_path / "second", ALONE, OFTEN)
+    for name, tensor in weights(tmp_path / "second").items():
+        torch.testing.assert_close(tensor, weights(tmp_path / "first")[name])
+    with pytest.raises(GHNInitError, match="another size"):
+        train(config(start_from=path, layers=2), tmp_path / "third", ALONE, OFTEN)
+
+
+@pytest.mark.slow
+def test_the_loss_falls_on_two_processes(config: MakeConfig, tmp_path: Path) -> None:
+    run = config(steps=30, warmup=5, num_nets=2, dropout=0.0)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    arguments = command(run, tmp_path, "--lr", "4e-3", "--num-nets", "2")
+    launcher += ["--nproc-per-node", "2", "-m", "ghn_init.train", *arguments]
+    subprocess.run(launcher, check=True, env=ENVIRONMENT, capture_output=True, timeout=600)
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
