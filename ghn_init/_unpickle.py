@@ -14,64 +14,32 @@ everything in memory or mapped, and does not know the joblib layout.
 from __future__ import annotations
 
 import io
-import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
 
 from ._errors import GHNInitError
+from ._pickle_machine import (
+    DAMAGED,
+    MAX_TEXT,
+    STORAGE_TYPES,
+    Budget,
+    Bytes,
+    Cursor,
+    Global,
+    Globals,
+    Machine,
+    misused,
+)
 from ._stored import CHUNK, Storage, StoredTensor, file_size, read_exactly
 
-MAX_STEPS = 500_000  # instructions of one file; the largest published GHN needs about 10,000
-MAX_TEXT = 1 << 24  # bytes of all strings and numbers of one file together
 MAX_RECORDS = 1 << 22  # bytes of a zip file's table of contents
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch < 1.6 begin
-
-_STORAGE_TYPES = {
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.DoubleStorage": torch.float64,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
-
-_DAMAGED = (
-    IndexError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OverflowError,
-    struct.error,
-)  # what a nonsensical pickle can raise in the machine below
-
-
-@dataclass(frozen=True)
-class _Bytes:
-    """A byte string of the pickle, left in the file."""
-
-    start: int
-    size: int
-
-
-@dataclass(frozen=True)
-class _Global:
-    """Stands for an allowed function or class; `call` is None for one that may only be named."""
-
-    name: str
-    call: Callable[[tuple[object, ...]], object] | None = None
-
-
-_Globals = Mapping[str, _Global]
 
 
 def read_joblib(file: BinaryIO) -> object:
@@ -83,21 +51,21 @@ def read_joblib(file: BinaryIO) -> object:
     Raises:
         GHNInitError: the file asks for anything else (the message names it), or is damaged.
     """
-    budget = _Budget()
+    budget = Budget()
 
     def load_from_bytes(arguments: tuple[object, ...]) -> Storage:
         match arguments:
-            case (_Bytes() as data,):
+            case (Bytes() as data,):
                 return _read_nested_storage(file, data, budget)
-        raise _misused("torch.storage._load_from_bytes")
+        raise misused("torch.storage._load_from_bytes")
 
     allowed = _table(
-        _Global("collections.OrderedDict", _ordered_dict),
-        _Global("torch._utils._rebuild_tensor_v2", _rebuild_tensor),
-        _Global("torch.storage._load_from_bytes", load_from_bytes),
+        Global("collections.OrderedDict", _ordered_dict),
+        Global("torch._utils._rebuild_tensor_v2", _rebuild_tensor),
+        Global("torch.storage._load_from_bytes", load_from_bytes),
     )
-    cursor = _Cursor(file, 0, file_size(file), budget)
-    result = _Machine(cursor, allowed).run()
+    cursor = Cursor(file, 0, file_size(file), budget)
+    result = Machine(cursor, allowed).run()
     cursor.expect_end()
     return result
 
@@ -129,8 +97,8 @@ def read_torch_zip(file: BinaryIO) -> object:
         raise GHNInitError("its numbers are not little-endian: save it again on such a machine")
     program = records[f"{root}/data.pkl"]
     program.check(file)
-    cursor = _Cursor(file, program.start, program.start + program.size, _Budget())
-    result = _Machine(cursor, _torch_globals(), find_storage).run()
+    cursor = Cursor(file, program.start, program.start + program.size, Budget())
+    result = Machine(cursor, _torch_globals(), find_storage).run()
     cursor.expect_end()
     return result
 
@@ -141,20 +109,20 @@ def read_torch_legacy(file: BinaryIO) -> object:
     Raises:
         GHNInitError: the file asks for anything that a state dict does not need, or is damaged.
     """
-    return _read_legacy(_Cursor(file, 0, file_size(file), _Budget()), _torch_globals())
+    return _read_legacy(Cursor(file, 0, file_size(file), Budget()), _torch_globals())
 
 
-def _torch_globals() -> _Globals:
+def _torch_globals() -> Globals:
     return _table(
-        _Global("collections.OrderedDict", _ordered_dict),
-        _Global("torch._utils._rebuild_tensor_v2", _rebuild_tensor),
-        _Global("torch._utils._rebuild_parameter", _rebuild_parameter),
-        _Global("torch.Size", _size),
-        *map(_Global, _STORAGE_TYPES),
+        Global("collections.OrderedDict", _ordered_dict),
+        Global("torch._utils._rebuild_tensor_v2", _rebuild_tensor),
+        Global("torch._utils._rebuild_parameter", _rebuild_parameter),
+        Global("torch.Size", _size),
+        *map(Global, STORAGE_TYPES),
     )
 
 
-def _table(*entries: _Global) -> _Globals:
+def _table(*entries: Global) -> Globals:
     return {entry.name: entry for entry in entries}
 
 
@@ -163,7 +131,7 @@ def _table(*entries: _Global) -> _Globals:
 
 def _ordered_dict(arguments: tuple[object, ...]) -> dict[object, object]:
     if arguments:
-        raise _misused("collections.OrderedDict")
+        raise misused("collections.OrderedDict")
     return {}
 
 
@@ -180,50 +148,46 @@ def _rebuild_tensor(arguments: tuple[object, ...]) -> StoredTensor:
         ) if _is_nothing(hooks) and len(rest) <= 1 and all(map(_is_nothing, rest)):
             # StoredTensor checks the numbers.
             return StoredTensor(storage, offset, shape, stride)
-    raise _misused("torch._utils._rebuild_tensor_v2")
+    raise misused("torch._utils._rebuild_tensor_v2")
 
 
 def _rebuild_parameter(arguments: tuple[object, ...]) -> StoredTensor:
     match arguments:
         case (StoredTensor() as data, bool(), hooks) if _is_nothing(hooks):
             return data
-    raise _misused("torch._utils._rebuild_parameter")
+    raise misused("torch._utils._rebuild_parameter")
 
 
 def _size(arguments: tuple[object, ...]) -> tuple[object, ...]:
     match arguments:
         case (tuple() as sizes,):
             return sizes
-    raise _misused("torch.Size")
+    raise misused("torch.Size")
 
 
 def _is_nothing(value: object) -> bool:
     return value is None or (isinstance(value, dict) and not value)
 
 
-def _misused(name: str) -> GHNInitError:
-    return GHNInitError(f"refused: it uses {name} in a way that no checkpoint does")
-
-
 # Storages in the format of torch < 1.6, which joblib files still use for each tensor.
 
 
-def _read_nested_storage(file: BinaryIO, data: _Bytes, budget: _Budget) -> Storage:
+def _read_nested_storage(file: BinaryIO, data: Bytes, budget: Budget) -> Storage:
     """The storage that `_load_from_bytes` would have made of these bytes."""
     start = read_exactly(file, data.start, min(data.size, len(LEGACY_MAGIC)))
-    cursor = _Cursor(file, data.start, data.start + data.size, budget)
+    cursor = Cursor(file, data.start, data.start + data.size, budget)
     if start == LEGACY_MAGIC:
-        storage = _read_legacy(cursor, _table(*map(_Global, _STORAGE_TYPES)))
+        storage = _read_legacy(cursor, _table(*map(Global, STORAGE_TYPES)))
         if isinstance(storage, Storage):
             return storage
     elif start.startswith(b"PK") and data.size <= MAX_TEXT:
         read_torch_zip(io.BytesIO(cursor.take(data.size)))  # to name what it asks for
     else:
-        _Machine(cursor, {}).run()  # likewise
-    raise _misused("torch.storage._load_from_bytes")
+        Machine(cursor, {}).run()  # likewise
+    raise misused("torch.storage._load_from_bytes")
 
 
-def _read_legacy(cursor: _Cursor, allowed: _Globals) -> object:
+def _read_legacy(cursor: Cursor, allowed: Globals) -> object:
     """Five pickles (magic number, version, system, object, storage keys), then the storages."""
     storages: dict[str, Storage] = {}
 
@@ -234,11 +198,11 @@ def _read_legacy(cursor: _Cursor, allowed: _Globals) -> object:
         return storage
 
     cursor.take(len(LEGACY_MAGIC))
-    version, system = _Machine(cursor, {}).run(), _Machine(cursor, {}).run()
+    version, system = Machine(cursor, {}).run(), Machine(cursor, {}).run()
     if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
         raise GHNInitError("damaged: the header of a torch file makes no sense")
-    result = _Machine(cursor, allowed, announce).run()
-    keys = _Machine(cursor, {}).run()
+    result = Machine(cursor, allowed, announce).run()
+    keys = Machine(cursor, {}).run()
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise GHNInitError("damaged: the list of its storages makes no sense")
     if len(keys) != len(storages) or set(keys) != set(storages):
@@ -278,7 +242,7 @@ def _zip_records(file: BinaryIO) -> dict[str, _Record]:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, *_DAMAGED) as error:
+    except (zipfile.BadZipFile, NotImplementedError, *DAMAGED) as error:
         raise GHNInitError(f"damaged: it is no whole zip file ({error})") from error
     records: dict[str, _Record] = {}
     end = 0
@@ -342,309 +306,3 @@ def _archive_root(records: Mapping[str, _Record]) -> str:
 
 
 # The machine.
-
-
-@dataclass
-class _Budget:
-    """What one file may still use; shared by all the pickles in it."""
-
-    steps: int = MAX_STEPS
-    text: int = MAX_TEXT
-
-    def step(self) -> None:
-        self.steps -= 1
-        if self.steps < 0:
-            raise GHNInitError("refused: it is absurdly complicated for a checkpoint")
-
-    def read(self, size: int) -> None:
-        self.text -= size
-        if self.text < 0:
-            raise GHNInitError("refused: it holds absurdly much text for a checkpoint")
-
-
-class _Cursor:
-    """Reads forward in the bytes `position` to `end` of a file, never beyond."""
-
-    def __init__(self, file: BinaryIO, position: int, end: int, budget: _Budget) -> None:
-        self.file, self.position, self.end, self.budget = file, position, end, budget
-
-    def skip(self, size: int) -> _Bytes:
-        if size > self.end - self.position:
-            raise GHNInitError("truncated: the file ends in the middle. Fetch or copy it again")
-        span = _Bytes(self.position, size)
-        self.position += size
-        return span
-
-    def take(self, size: int) -> bytes:
-        span = self.skip(size)
-        self.budget.read(size)
-        return read_exactly(self.file, span.start, size)
-
-    def number(self, size: int, *, signed: bool = False) -> int:
-        return int.from_bytes(self.take(size), "little", signed=signed)
-
-    def line(self) -> str:
-        """The text up to the next line feed."""
-        window = read_exactly(self.file, self.position, min(256, self.end - self.position))
-        size = window.index(b"\n")
-        return self.take(size + 1)[:-1].decode()
-
-    def expect_end(self) -> None:
-        if self.position != self.end:
-            raise GHNInitError("damaged: there is something behind the end of its data")
-
-
-class _Machine:
-    """Runs the instructions of one pickle on a stack, as far as a checkpoint needs them."""
-
-    def __init__(
-        self,
-        cursor: _Cursor,
-        allowed: _Globals,
-        find_storage: Callable[[torch.dtype, str, int], Storage] | None = None,
-    ) -> None:
-        self.cursor = cursor
-        self.allowed = allowed
-        self.find_storage = find_storage
-        self.stack: list[object] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, object] = {}
-
-    def run(self) -> object:
-        """The object that the pickle describes; the cursor stands behind it afterwards."""
-        try:
-            while (code := self.cursor.take(1)) != b".":
-                self.cursor.budget.step()
-                instruction = _INSTRUCTIONS.get(code)
-                if instruction is None:
-                    raise self._unknown(code)
-                instruction(self)
-            (result,) = self.stack
-        except _DAMAGED as error:
-            raise GHNInitError(
-                f"damaged: the pickle in it makes no sense near byte {self.cursor.position}"
-            ) from error
-        return result
-
-    def _unknown(self, code: bytes) -> GHNInitError:
-        if code == b"i":  # INST names a class and makes an object of it
-            return self._refused(f"{self.cursor.line()}.{self.cursor.line()}")
-        names = {op.code: op.name for op in pickletools.opcodes}
-        name = names.get(code.decode("latin-1"), f"0x{code.hex()}")
-        return GHNInitError(
-            f"refused: it contains the pickle instruction {name} at byte "
-            f"{self.cursor.position - 1}, which no checkpoint needs. Nothing was run"
-        )
-
-    def _refused(self, name: str) -> GHNInitError:
-        return GHNInitError(
-            f"refused: it asks for {name[:120]!r}, which no checkpoint needs and which could run "
-            "anything on this machine. Nothing was run. Get the file from a source you trust"
-        )
-
-    # Values.
-
-    def push_none(self) -> None:
-        self.stack.append(None)
-
-    def push_true(self) -> None:
-        self.stack.append(True)
-
-    def push_false(self) -> None:
-        self.stack.append(False)
-
-    def push_byte(self) -> None:
-        self.stack.append(self.cursor.number(1))
-
-    def push_short(self) -> None:
-        self.stack.append(self.cursor.number(2))
-
-    def push_int(self) -> None:
-        self.stack.append(self.cursor.number(4, signed=True))
-
-    def push_long(self) -> None:
-        self.stack.append(self.cursor.number(self.cursor.number(1), signed=True))
-
-    def push_float(self) -> None:
-        self.stack.append(struct.unpack(">d", self.cursor.take(8))[0])
-
-    def push_text(self, width: int) -> None:
-        self.stack.append(self.cursor.take(self.cursor.number(width)).decode())
-
-    def push_bytes(self, width: int) -> None:
-        self.stack.append(self.cursor.skip(self.cursor.number(width)))
-
-    def push_dict(self) -> None:
-        self.stack.append({})
-
-    def push_list(self) -> None:
-        self.stack.append([])
-
-    def push_empty_tuple(self) -> None:
-        self.stack.append(())
-
-    # Containers.
-
-    def pop(self) -> object:
-        """The top of the stack, down to the last mark at most."""
-        if self.marks and len(self.stack) <= self.marks[-1]:
-            raise IndexError("nothing above the mark")
-        return self.stack.pop()
-
-    def pop_to_mark(self) -> list[object]:
-        start = self.marks.pop()
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
-
-    def mark(self) -> None:
-        self.marks.append(len(self.stack))
-
-    def make_tuple(self) -> None:
-        self.stack.append(tuple(self.pop_to_mark()))
-
-    def make_short_tuple(self, size: int) -> None:
-        items = [self.pop() for _ in range(size)]
-        self.stack.append(tuple(reversed(items)))
-
-    def set_item(self) -> None:
-        value, key = self.pop(), self.pop()
-        self._store([key, value])
-
-    def set_items(self) -> None:
-        self._store(self.pop_to_mark())
-
-    def _store(self, items: list[object]) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, dict):
-            raise TypeError("items for something that is no dictionary")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            # Other keys are never needed, and hashing nested tuples can take forever.
-            if not isinstance(key, str | int):
-                raise TypeError("a key that is neither a string nor a number")
-            target[key] = value
-
-    def append(self) -> None:
-        self._extend([self.pop()])
-
-    def append_all(self) -> None:
-        self._extend(self.pop_to_mark())
-
-    def _extend(self, items: list[object]) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, list):
-            raise TypeError("items for something that is no list")
-        target.extend(items)
-
-    # Memo.
-
-    def remember(self, width: int) -> None:
-        self.memo[self.cursor.number(width)] = self.stack[-1]
-
-    def remember_next(self) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    def recall(self, width: int) -> None:
-        self.stack.append(self.memo[self.cursor.number(width)])
-
-    # Names, calls, storages.
-
-    def find_on_line(self) -> None:
-        self._find(self.cursor.line(), self.cursor.line())
-
-    def find_on_stack(self) -> None:
-        name, module = self.pop(), self.pop()
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise TypeError("a name that is no string")
-        self._find(module, name)
-
-    def _find(self, module: str, name: str) -> None:
-        full = f"{module}.{name}"
-        if full not in self.allowed:
-            raise self._refused(full)
-        self.stack.append(self.allowed[full])
-
-    def call(self) -> None:
-        arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-            raise TypeError("a call of something that is no function")
-        if function.call is None:
-            raise _misused(function.name)
-        self.stack.append(function.call(arguments))
-
-    def set_attributes(self) -> None:
-        """Attributes of a dictionary (`_metadata`, version numbers of layers): not needed."""
-        attributes = self.pop()
-        if not isinstance(self.stack[-1], dict) or not isinstance(attributes, dict):
-            raise GHNInitError("refused: it sets attributes of something that is no dictionary")
-
-    def find_persistent(self) -> None:
-        match self.pop():
-            case (
-                "storage",
-                _Global(name),
-                str() as key,
-                str(),
-                int() as numel,
-                *view,
-            ) if (
-                self.find_storage is not None
-                and name in _STORAGE_TYPES
-                and type(numel) is int
-                and numel >= 0
-                and view in ([], [None])
-            ):
-                self.stack.append(self.find_storage(_STORAGE_TYPES[name], key, numel))
-            case _:
-                raise GHNInitError("refused: it refers to data in a way that no checkpoint does")
-
-    def check_frame(self) -> None:
-        size = self.cursor.number(8)
-        if size > self.cursor.end - self.cursor.position:
-            raise GHNInitError("truncated: the file ends in the middle. Fetch or copy it again")
-
-    def check_protocol(self) -> None:
-        if self.cursor.number(1) > 5:
-            raise GHNInitError("it is written in a pickle protocol that is not known")
-
-
-_INSTRUCTIONS: dict[bytes, Callable[[_Machine], None]] = {
-    b"\x80": _Machine.check_protocol,
-    b"\x95": _Machine.check_frame,
-    b"N": _Machine.push_none,
-    b"\x88": _Machine.push_true,
-    b"\x89": _Machine.push_false,
-    b"K": _Machine.push_byte,
-    b"M": _Machine.push_short,
-    b"J": _Machine.push_int,
-    b"\x8a": _Machine.push_long,
-    b"G": _Machine.push_float,
-    b"\x8c": lambda m: m.push_text(1),
-    b"X": lambda m: m.push_text(4),
-    b"\x8d": lambda m: m.push_text(8),
-    b"C": lambda m: m.push_bytes(1),
-    b"B": lambda m: m.push_bytes(4),
-    b"\x8e": lambda m: m.push_bytes(8),
-    b"}": _Machine.push_dict,
-    b"]": _Machine.push_list,
-    b")": _Machine.push_empty_tuple,
-    b"(": _Machine.mark,
-    b"t": _Machine.make_tuple,
-    b"\x85": lambda m: m.make_short_tuple(1),
-    b"\x86": lambda m: m.make_short_tuple(2),
-    b"\x87": lambda m: m.make_short_tuple(3),
-    b"s": _Machine.set_item,
-    b"u": _Machine.set_items,
-    b"a": _Machine.append,
-    b"e": _Machine.append_all,
-    b"q": lambda m: m.remember(1),
-    b"r": lambda m: m.remember(4),
-    b"\x94": _Machine.remember_next,
-    b"h": lambda m: m.recall(1),
-    b"j": lambda m: m.recall(4),
-    b"c": _Machine.find_on_line,
-    b"\x93": _Machine.find_on_stack,
-    b"R": _Machine.call,
-    b"b": _Machine.set_attributes,
-    b"Q": _Machine.find_persistent,
-}

@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from ghn_init import _cache
+from ghn_init import GHN, GHNConfig, _cache
+from ghn_init._checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +25,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("GHN_INIT_CACHE", str(folder))
     monkeypatch.setattr(_cache, "_temporary", None)
     return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, cache: Path) -> Path:
+    """A file of a small seeded GHN-3 with 1000 classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ghn = GHN(GHNConfig("ghn3", 16, 2, 8, (16, 16, 11, 11), 1000))
+    path = tmp_path / "ghn.safetensors"
+    save_checkpoint(path, ghn.state_dict(), ghn.config)
+    return path

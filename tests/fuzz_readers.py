@@ -269,7 +269,14 @@ def run_atheris(inputs: int, seed: int) -> None:
     import atheris
 
     rng, corpus = random.Random(seed), seeds()
-    for module in ("_unpickle", "_compressed", "_safetensors", "_layout", "_stored"):
+    for module in (
+        "_pickle_machine",
+        "_unpickle",
+        "_compressed",
+        "_safetensors",
+        "_layout",
+        "_stored",
+    ):
         _instrument(atheris, f"ghn_init.{module}")
 
     def change(data: bytes, limit: int, number: int) -> bytes:

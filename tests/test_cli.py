@@ -15,20 +15,9 @@ from safetensors import safe_open
 from torch import nn
 
 import ghn_init
-from ghn_init import GHN, GHNConfig, GHNInitError
-from ghn_init._checkpoint import save_checkpoint
+from ghn_init import GHNInitError
 from ghn_init._cli import main
 from ghn_init._zoo import create_model
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path, cache: Path) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        ghn = GHN(GHNConfig("ghn3", 16, 2, 8, (16, 16, 11, 11), 1000))
-    path = tmp_path / "ghn.safetensors"
-    save_checkpoint(path, ghn.state_dict(), ghn.config)
-    return path
 
 
 def test_export(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

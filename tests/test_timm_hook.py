@@ -12,18 +12,7 @@ import torch
 from timm import create_model
 
 import ghn_init
-from ghn_init import GHN, GHNConfig, GHNInitError, timm_hook
-from ghn_init._checkpoint import save_checkpoint
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path, cache: Path) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        ghn = GHN(GHNConfig("ghn3", 16, 2, 8, (16, 16, 11, 11), 1000))
-    path = tmp_path / "ghn.safetensors"
-    save_checkpoint(path, ghn.state_dict(), ghn.config)
-    return path
+from ghn_init import GHNInitError, timm_hook
 
 
 def same_parameters(a: torch.nn.Module, b: torch.nn.Module) -> bool:

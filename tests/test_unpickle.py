@@ -24,7 +24,7 @@ import pytest
 import torch
 from checkpoint_files import GHN3, as_joblib, as_torch, as_torch_legacy, same, tiny_state
 
-from ghn_init import _unpickle
+from ghn_init import _pickle_machine, _unpickle
 from ghn_init._compressed import decompressed
 from ghn_init._config import GHNConfig
 from ghn_init._errors import GHNInitError
@@ -440,11 +440,11 @@ def test_the_largest_published_checkpoint_is_far_from_the_limits() -> None:
     state = {name: torch.ones(1) for name in expected_shapes(largest)}
     moments = {i: {"step": 1, "m": torch.ones(1), "v": torch.ones(1)} for i in range(len(state))}
     data = as_torch_legacy({"state_dict": state, "optimizer": {"state": moments}})
-    budget = _unpickle._Budget()
-    cursor = _unpickle._Cursor(io.BytesIO(data), 0, len(data), budget)
+    budget = _pickle_machine.Budget()
+    cursor = _pickle_machine.Cursor(io.BytesIO(data), 0, len(data), budget)
     _unpickle._read_legacy(cursor, _unpickle._torch_globals())
-    assert budget.steps > 0.9 * _unpickle.MAX_STEPS
-    assert budget.text > 0.9 * _unpickle.MAX_TEXT
+    assert budget.steps > 0.9 * _pickle_machine.MAX_STEPS
+    assert budget.text > 0.9 * _pickle_machine.MAX_TEXT
 
 
 @pytest.mark.slow

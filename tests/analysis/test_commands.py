@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from ghn_init import GHN, GHNConfig, GHNInitError
-from ghn_init._checkpoint import save_checkpoint
+from ghn_init import GHNInitError
 from ghn_init.analysis import LazyModels, load_model
 from ghn_init.analysis import _extra as extra
 from ghn_init.analysis._cli import add_parsers
@@ -52,13 +51,8 @@ def zoo(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path, cache: Path) -> str:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        ghn = GHN(GHNConfig("ghn3", 16, 2, 8, (16, 16, 11, 11), 1000))
-    path = tmp_path / "ghn.safetensors"
-    save_checkpoint(path, ghn.state_dict(), ghn.config)
-    return str(path)
+def checkpoint(checkpoint: Path) -> str:
+    return str(checkpoint)
 
 
 def run(*arguments: str) -> None:
