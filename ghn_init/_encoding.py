@@ -65,12 +65,18 @@ def class_tokens(shape: tuple[int, ...]) -> int:
     return shape[1] - positional_grid(shape[1]) ** 2 if len(shape) == 3 else 0
 
 
-def shape4(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """A parameter's shape as (out, in, height, width) (GHN-2 paper, Section 3.1)."""
+def shape4(shape: tuple[int, ...], positional: bool = False) -> tuple[int, int, int, int]:
+    """A parameter's shape as (out, in, height, width) (GHN-2 paper, Section 3.1).
+
+    Arguments:
+        shape: one to four sizes.
+        positional: whether it is a positional embedding, (1, tokens, channels), and not the weight
+            of a 1-d convolution with one output.
+    """
     if len(shape) == 4:
         return shape[0], shape[1], shape[2], shape[3]
     if len(shape) == 3:
-        if shape[0] == 1 and min(shape[1:]) > 1:
+        if positional:
             side = positional_grid(shape[1])
             return 1, shape[2], side, side
         return shape[0], shape[1], shape[2], 1
@@ -129,7 +135,7 @@ def encode(graphs: Sequence[Graph], num_classes: int, kernel: int) -> EncodedGra
             if node.shape is None:
                 rows.append(dummy)
                 continue
-            out, in_, height, width = shape4(node.shape)
+            out, in_, height, width = shape4(node.shape, node.op == "pos_enc")
             rows.append(
                 [
                     channel_row(channels, out),

@@ -88,7 +88,7 @@ def _recipe(node: Node, is_classifier: bool, channels: int) -> _Recipe:
     assert node.shape is not None
     if node.op not in WEIGHTS and node.op != "pos_enc":
         return _Recipe("class_bias" if is_classifier else "vector")
-    out, in_, height, width = shape4(node.shape)
+    out, in_, height, width = shape4(node.shape, node.op == "pos_enc")
     if is_classifier:
         return _Recipe("class_weight", in_=min(in_, channels))
     return _Recipe("weight", min(out, channels), min(in_, channels), height, width)

@@ -155,8 +155,8 @@ class _Builder:
         """A weight's node and, behind it, its bias's."""
         value = self.values[weight]
         param = self._param(value, _size(weight))
-        if param is None:
-            self._leave(value, "several parameters are combined into one weight")
+        if param is None or not 2 <= len(self.shapes[param]) <= 4:
+            self._leave(value, "several parameters, or dimensions, are combined into one weight")
             out = replace(NOTHING, sources=union([x, value]))
         else:
             others = tuple(p for p in value.params if p != param)
@@ -170,8 +170,8 @@ class _Builder:
         if value.is_data:
             return self._join(Node("sum"), [x, value])
         param = self._param(value, _size(bias))
-        if param is None:
-            self._leave(value, "several parameters are combined into one bias")
+        if param is None or len(self.shapes[param]) != 1:
+            self._leave(value, "several parameters, or dimensions, are combined into one bias")
             return replace(x, open_weight=None)
         return self._add_node(Node("bias", param, self.shapes[param]), x.sources)
 
@@ -222,13 +222,19 @@ class _Builder:
     def _norm(self, op: str, x: Any, weight: Any, bias: Any) -> Value:
         """A norm is one node for its weight; its bias is predicted from it too."""
         value, shift = self._get(weight), self._get(bias)
-        param = self._param(value, _size(weight)) if value.params else None
+        param = self._vector(value, weight)
         if param is None:
-            self._leave(shift, "bias of a norm without a weight")
-            return replace(NOTHING, sources=self._get(x).sources, normalised=True)
-        norm_bias = self._param(shift, _size(bias)) if shift.params else None
+            self._leave(value, "norm over several dimensions: not in the vocabulary")
+            self._leave(shift, "bias of a norm whose weight is not predicted")
+            return replace(NOTHING, sources=self._get(x).sources, normalised=not value.params)
+        norm_bias = self._vector(shift, bias)
         node = Node(op, param, self.shapes[param], norm_bias)
         return self._add_node(node, self._get(x).sources)
+
+    def _vector(self, value: Value, tensor: Any) -> str | None:
+        """The parameter of one dimension that a norm's weight or bias is made of."""
+        param = self._param(value, _size(tensor)) if value.params else None
+        return param if param and len(self.shapes[param]) == 1 else None
 
     def _batch_norm(self, node: fx.Node) -> Value:
         x, weight, bias = node.args[:3]

@@ -34,6 +34,13 @@ def test_one_dimensional_convolutions() -> None:
     assert ops(ghn_init.trace(model)) == ["input", "conv", "bias", "bn", "glob_avg", "conv", "bias"]
 
 
+def test_one_dimensional_convolution_with_one_output() -> None:
+    """Its weight has the shape of a positional embedding, (1, tokens, channels)."""
+    model = nn.Sequential(nn.Conv1d(8, 1, 3), nn.Flatten(), nn.Linear(14, 10))
+    tensors = ghn_init.predict(model, seeded(), example_inputs=torch.zeros(2, 8, 16))
+    assert tensors["0.weight"].shape == (1, 8, 3)
+
+
 class Odd(nn.Module):
     """A layer that no primitive fits, between two that are predicted."""
 
@@ -42,7 +49,8 @@ class Odd(nn.Module):
         self.before, self.layer, self.after = before, layer, after
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.layer(self.before(x))
+        y = self.before(x)
+        y = self.layer(y, y) if isinstance(self.layer, nn.Bilinear) else self.layer(y)
         return self.after(y[0] if isinstance(y, tuple) else y)
 
 
@@ -70,6 +78,16 @@ class Odd(nn.Module):
             Odd(nn.Embedding(50, 8), nn.Identity(), nn.Linear(8, 10)),
             torch.zeros(2, 5, dtype=torch.long),
             "no primitive",
+        ),
+        (
+            Odd(nn.LayerNorm((4, 8, 8)), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 10, 1)),
+            torch.zeros(2, 3, 8, 8),
+            "norm",
+        ),
+        (
+            Odd(nn.Bilinear(4, 4, 4), nn.Linear(4, 4), nn.Linear(4, 10)),
+            torch.zeros(2, 4),
+            "",
         ),
         (
             Odd(nn.PReLU(4), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 10, 1)),

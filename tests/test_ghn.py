@@ -58,7 +58,8 @@ def test_look_up_tables() -> None:
 def test_shapes_as_four_numbers() -> None:
     assert shape4((7,)) == (7, 1, 1, 1)
     assert shape4((7, 5)) == (7, 5, 1, 1)
-    assert shape4((1, 197, 768)) == (1, 768, 14, 14)
+    assert shape4((1, 197, 768), positional=True) == (1, 768, 14, 14)
+    assert shape4((1, 8, 3)) == (1, 8, 3, 1)
     assert shape4((8, 4, 3)) == (8, 4, 3, 1)
     assert shape4((8, 4, 3, 5)) == (8, 4, 3, 5)
 
