@@ -160,9 +160,12 @@ def total_norm(name: str, ghn: GHN) -> tuple[float, bool]:
     if left:
         initialized = dict(create_model(name, "torchvision")[0].named_parameters())
         kept = {n: initialized[n].detach() for n in left}
-    squares = sum(float(t.double().square().sum()) for t in (*predicted.values(), *kept.values()))
+    # In float32, as the authors did: over a hundred million values that is 1% off, theirs too.
+    norms = [
+        (predicted[n] if n in predicted else kept[n]).norm() for n, _ in model.named_parameters()
+    ]
     random_tokens = any(n.endswith("pos_embedding") for n in predicted)
-    return squares**0.5, not left and not random_tokens
+    return float(torch.stack(norms).norm()), not left and not random_tokens
 
 
 def _without_memory(name: str) -> nn.Module:
