@@ -97,6 +97,24 @@ def test_failed_export_leaves_the_old_file(
         assert before is None or out.read_bytes() == before
 
 
+@pytest.mark.parametrize("written", [0, 1])
+def test_killed_export_leaves_the_old_file(written: int, tmp_path: Path) -> None:
+    """Killed when its temporary file is there, still empty (0) or already being filled (1)."""
+    out = tmp_path / "w.safetensors"
+    out.write_bytes(b"precious")
+    command = ["export", "wide_resnet50_2", "--method", "orth", "--orth-start", "999"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ghn_init", *command, "-o", str(out)], stdout=subprocess.DEVNULL
+    )
+    while process.poll() is None:
+        if any(p.stat().st_size >= written for p in tmp_path.glob(".*.tmp")):
+            process.kill()
+            break
+    process.wait()
+    assert process.returncode == -9  # there was a temporary file to wait for
+    assert out.read_bytes() == b"precious" or (written and safetensors.torch.load_file(out))
+
+
 def test_unwritable_output(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
