@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ._assign import assign, check_writable
-from ._checkpoint import DEFAULTS
 from ._encoding import class_tokens
 from ._errors import GHNInitError
 from ._ghn import GHN
 from ._graph import Graph
-from ._loading import load_ghn
+from ._loading import load_default, load_ghn
 from ._postprocess import PostProcessing, classifier_weights, post_process, weight_layers
 from ._predict import predict_graphs
 from ._report import Report
@@ -98,7 +97,9 @@ def apply(
             a checkpoint: `"orth"` (orthogonal, Saxe et al., 2013) or `"rand"` (the model's own
             initialization, left as it is).
         ghn: checkpoint: a name or path as in `load_ghn`, or a loaded hypernetwork. Default:
-            `"ghn3xlm16"` for the ghn3 methods, `"ghn2"` for the ghn2 ones.
+            `"ghn3xlm16"` for the ghn3 methods, `"ghn2"` for the ghn2 ones; where ghn3xlm16 is
+            neither cached nor can be fetched, `"embedded"`, with a warning that the report has
+            too. A checkpoint that is named is never replaced by another.
         device: where the hypernetwork computes. Default: where a given hypernetwork is, else CPU.
         head: `"auto"` (default) predicts the classification layer only if its number of classes
             is the checkpoint's, else leaves it; `"predict"`; `"keep"`.
@@ -143,7 +144,8 @@ def apply(
         left = dict.fromkeys(shapes, "method rand leaves the model's own initialization")
         report = replace(report, left=left)
         return (model, report) if return_report else model
-    hypernetwork = _hypernetwork(settings, ghn, device)
+    hypernetwork, warning = _hypernetwork(settings, ghn, device)
+    report = replace(report, notes=(warning,) if warning else ())
     graph = trace(model, example_inputs)
     tensors, report = _initial_values(graph, hypernetwork, settings, report)
     if not include_frozen:
@@ -237,24 +239,28 @@ def _hypernetwork(
     settings: _Settings,
     ghn: str | os.PathLike[str] | GHN | None,
     device: str | torch.device | None,
-) -> GHN | None:
+) -> tuple[GHN | None, str]:
+    """The hypernetwork that a method needs, and a warning where it is not the usual one."""
     if settings.arch is None:
-        return None
+        return None, ""
     try:
         device = None if device is None else torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise GHNInitError(f"device {device!r} cannot be used: {error}") from error
-    if isinstance(ghn, GHN):
+    warning = ""
+    if ghn is None:
+        loaded, warning = load_default(settings.arch, device or "cpu")
+    elif isinstance(ghn, GHN):
         loaded = ghn if device in (None, ghn.device) else _moved(ghn, device)
     else:
-        loaded = load_ghn(DEFAULTS[settings.arch] if ghn is None else ghn, device or "cpu")
+        loaded = load_ghn(ghn, device or "cpu")
     if loaded.config.arch != settings.arch:
         raise GHNInitError(
             f"method {settings.method!r} needs a {settings.arch} checkpoint, and {loaded.name} "
             f"is a {loaded.config.arch}: use method="
             f"{settings.method.replace(settings.arch, loaded.config.arch)!r}."
         )
-    return loaded
+    return loaded, warning
 
 
 def _moved(ghn: GHN, device: torch.device | None) -> GHN:
@@ -301,7 +307,7 @@ def _initial_values(
     report = replace(
         report,
         orth_start=settings.steps.first_layer(len(layers)) if settings.steps.orth else None,
-        notes=graph.notes + (_token_notes(graph) if ghn is not None else ()),
+        notes=report.notes + graph.notes + (_token_notes(graph) if ghn is not None else ()),
         postprocessed=tuple(processed.tensors),
         rank_deficient=processed.rank_deficient,
     )

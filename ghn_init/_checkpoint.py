@@ -19,6 +19,7 @@ from . import _cache, _safetensors
 from ._atomic import atomic_path
 from ._compressed import decompressed
 from ._config import GHNConfig
+from ._embedded import EMBEDDED, embedded_path
 from ._errors import GHNInitError
 from ._hub import DEFAULTS, KNOWN, REPOSITORY, download
 from ._layout import (
@@ -43,6 +44,11 @@ __all__ = [
     "save_checkpoint",
 ]
 
+_STORED_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".pkl", ".joblib", ".bin", ".ckpt")
 
 
@@ -90,8 +96,8 @@ def open_checkpoint(
 
     Arguments:
         name_or_path: a name of `KNOWN`, fetched from the Hub unless it is in its cache, and
-            optionally pinned to a commit, branch or tag (`"ghn3tm8@<commit>"`); or the path of a
-            file in any layout (safetensors, joblib pickle, `torch.save`).
+            optionally pinned to a commit, branch or tag (`"ghn3tm8@<commit>"`); `"embedded"`; or
+            the path of a file in any layout (safetensors, joblib pickle, `torch.save`).
         sha256: demanded checksum of the original file, 64 hexadecimal digits. None: any.
 
     Raises:
@@ -187,7 +193,12 @@ def save_checkpoint(
     _safetensors.save(path, tensors, metadata)
 
 
-def convert(name_or_path: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:
+def convert(
+    name_or_path: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+) -> None:
     """Writes a checkpoint of any known layout as a safetensors file, whole or not at all.
 
     The weights are copied a few MB at a time, never held in memory. The metadata of the result
@@ -196,10 +207,16 @@ def convert(name_or_path: str | os.PathLike[str], destination: str | os.PathLike
     Arguments:
         name_or_path: as in `open_checkpoint`.
         destination: a file in an existing folder; it is replaced if it is there.
+        dtype: what the weights are rounded to: `"float32"`, `"float16"` or `"bfloat16"`. None: as
+            they are.
 
     Raises:
-        GHNInitError: as `open_checkpoint`; or `destination` cannot be written.
+        GHNInitError: as `open_checkpoint`; or `destination` cannot be written, or a weight is too
+            large for `dtype`.
     """
+    if dtype is not None and dtype not in _STORED_DTYPES:
+        raise GHNInitError(f"unknown dtype {dtype!r}: choose one of {', '.join(_STORED_DTYPES)}.")
+    rounded = None if dtype is None else _STORED_DTYPES[dtype]
     origin = _locate(name_or_path)
     with _opened(origin) as file:
         marks = _cache.stamp(file)
@@ -210,7 +227,7 @@ def convert(name_or_path: str | os.PathLike[str], destination: str | os.PathLike
             metadata = _metadata(weights, digest)
             if origin.revision is not None:
                 metadata |= {"ghn_init.source": origin.source, "ghn_init.revision": origin.revision}
-            _safetensors.stream(temporary, weights.tensors, plain, metadata)
+            _safetensors.stream(temporary, weights.tensors, plain, metadata, rounded)
             if _cache.stamp(file) != marks:
                 raise GHNInitError("it was changed while it was read. Try again")
 
@@ -246,6 +263,8 @@ def _locate(name_or_path: str | os.PathLike[str]) -> _Origin:
         kind = type(name_or_path).__name__
         raise GHNInitError(f"a checkpoint is given by name or path, not as {kind}.")
     asked = os.fsdecode(name_or_path)
+    if name_or_path == EMBEDDED:
+        return _Origin(EMBEDDED, _regular(str(embedded_path())), EMBEDDED, None)
     name, at, revision = asked.partition("@")
     if isinstance(name_or_path, str) and name in KNOWN:
         path, commit = download(name, revision if at else None)
@@ -254,8 +273,8 @@ def _locate(name_or_path: str | os.PathLike[str]) -> _Origin:
     is_path = not isinstance(name_or_path, str) or _looks_like_path(asked)
     if not is_path and not os.path.lexists(asked):
         raise GHNInitError(
-            f"unknown checkpoint {asked[:200]!r}. Known are {', '.join(KNOWN)}, each optionally "
-            "with @<commit>; or give the path of a file."
+            f"unknown checkpoint {asked[:200]!r}. Known are {EMBEDDED} and, each optionally with "
+            f"@<commit>, {', '.join(KNOWN)}; or give the path of a file."
         )
     return _Origin(asked, _regular(asked), os.path.abspath(asked), None)
 

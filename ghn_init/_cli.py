@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
 from ._errors import GHNInitError
 from .analysis._cli import add_parsers as add_analysis
+from .compare._cli import add_parser as add_comparison
 from .train._cli import add_parser as add_training
 
 
@@ -26,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options) or 0)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            return int(options.run(options) or 0)
     except GHNInitError as error:
         print(f"ghn-init: {error}", file=sys.stderr)
         return 1
@@ -35,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ghn-init: interrupted", file=sys.stderr)
         return 130
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"ghn-init: warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_verify(commands)
     add_analysis(commands)
+    add_comparison(commands)
     add_training(commands)
     return parser
 
@@ -147,6 +156,7 @@ def _list(options: argparse.Namespace) -> None:
             print(f"{checkpoint.name:<12} {checkpoint.sha256}  {checkpoint.source}{revision}")
         return
     from ._apply import METHODS
+    from ._embedded import EMBEDDED
 
     names = {checkpoint.name for checkpoint in cached}
     print("methods:", ", ".join(METHODS))
@@ -155,19 +165,22 @@ def _list(options: argparse.Namespace) -> None:
         remarks = [f"default of {arch}" for arch, default in DEFAULTS.items() if default == name]
         remarks += ["cached"] if name in names else []
         print(f"  {name:<12}{', '.join(remarks)}".rstrip())
+    print(f"  {EMBEDDED:<12}part of this package; default of ghn3 where there is no network")
 
 
 def _add_convert(commands: Any) -> None:
     parser = commands.add_parser("convert", help="rewrite a checkpoint as safetensors")
     parser.add_argument("source", metavar="SRC", help="name or path, any known layout")
     parser.add_argument("destination", metavar="DST", help="safetensors file to write")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
+                        help="to store the weights in; default: as they are")  # fmt: skip
     parser.set_defaults(run=_convert)
 
 
 def _convert(options: argparse.Namespace) -> None:
     from ._checkpoint import convert
 
-    convert(options.source, options.destination)
+    convert(options.source, options.destination, dtype=options.dtype)
     print(f"written to {options.destination}")
 
 

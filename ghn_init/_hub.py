@@ -18,13 +18,50 @@ DEFAULTS = {"ghn3": "ghn3xlm16", "ghn2": "ghn2"}  # architecture -> name
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,127}", re.ASCII)
 
 
+class NotAvailable(GHNInitError):
+    """A published checkpoint is neither in the cache nor can it be fetched.
+
+    Arguments:
+        message: for the user.
+        cause: what went wrong, as a part of a sentence.
+    """
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+def check_reachable(name: str) -> None:
+    """Whether it is worth trying to download a checkpoint: it is cached, or the Hub answers.
+
+    `download` tries five times, for almost half a minute. That is right for a checkpoint that was
+    asked for by name, and too long for a default.
+
+    Raises:
+        NotAvailable: it is not cached, and the Hub does not answer.
+    """
+    try:
+        from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+        from huggingface_hub.utils import get_session
+    except ImportError as error:
+        raise _not_available(name, "huggingface_hub is not installed") from error
+    if isinstance(try_to_load_from_cache(REPOSITORY, KNOWN[name]), str):
+        return
+    try:
+        url = hf_hub_url(REPOSITORY, KNOWN[name])
+        get_session().head(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:
+        raise _not_available(name, _explain(error, KNOWN[name], None)) from error
+
+
 def download(name: str, revision: str | None) -> tuple[Path, str]:
     """The file of that name in the Hub's cache, fetched if need be, and its commit.
 
     `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME` and the other settings of `huggingface_hub` apply.
 
     Raises:
-        GHNInitError: the file is neither in the cache nor can it be fetched.
+        NotAvailable: the file is neither in the cache nor can it be fetched.
+        GHNInitError: `revision` is none.
     """
     if revision is not None and not _REVISION.fullmatch(revision):
         raise GHNInitError(
@@ -34,24 +71,21 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
-        raise GHNInitError(
-            f"checkpoint {name!r} has to be downloaded, and huggingface_hub is not installed. "
-            f"Install it, or {_by_hand(name)}"
-        ) from error
+        raise _not_available(name, "huggingface_hub is not installed") from error
     try:
         path = Path(hf_hub_download(REPOSITORY, f"{name}.pt", revision=revision))
     except Exception as error:  # its exceptions have no common class, and differ by version
-        raise GHNInitError(
-            f"checkpoint {name!r} is not in the cache and could not be downloaded: "
-            f"{_explain(error, f'{name}.pt', revision)}. Else {_by_hand(name)}"
-        ) from error
+        raise _not_available(name, _explain(error, f"{name}.pt", revision)) from error
     return path, path.parent.name  # .../snapshots/<commit>/<file>
 
 
-def _by_hand(name: str) -> str:
-    return (
+def _not_available(name: str, cause: str) -> NotAvailable:
+    return NotAvailable(
+        f"checkpoint {name!r} is not in the cache and could not be downloaded: {cause}. Else "
         f"download {name}.pt on any machine from huggingface.co/{REPOSITORY}, put it anywhere "
-        "and give its path instead of the name; or set HF_ENDPOINT to a mirror of the Hub."
+        "and give its path instead of the name; or set HF_ENDPOINT to a mirror of the Hub; or "
+        "take the small checkpoint that is part of this package, ghn='embedded'.",
+        cause,
     )
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 
 from ._checkpoint import open_checkpoint, read_tensors
+from ._embedded import EMBEDDED, EMBEDDED_ARCH
 from ._ghn import GHN
+from ._hub import DEFAULTS, NotAvailable, check_reachable
 
 
 def load_ghn(
@@ -23,8 +26,9 @@ def load_ghn(
 
     Arguments:
         name_or_path: `"ghn3xlm16"`, `"ghn3lm8"`, `"ghn3sm8"`, `"ghn3tm8"` or `"ghn2"`, fetched
-            from the Hugging Face Hub unless cached, and pinned with `"ghn3tm8@<commit>"`; or a
-            local file in a published layout (joblib or torch) or in our own safetensors.
+            from the Hugging Face Hub unless cached, and pinned with `"ghn3tm8@<commit>"`;
+            `"embedded"`, the small one that is part of this package; or a local file in a
+            published layout (joblib or torch) or in our own safetensors.
         device: where the hypernetwork computes.
         sha256: the checksum that the file must have. Default: any.
 
@@ -48,3 +52,34 @@ def load_ghn(
         )
     ghn.load_state_dict(tensors, assign=True)
     return ghn.requires_grad_(False).eval()
+
+
+def load_default(arch: str, device: str | torch.device = "cpu") -> tuple[GHN, str]:
+    """The hypernetwork for an architecture where the user has named none.
+
+    It is the published one (`DEFAULTS`) if that is cached or the Hub can be reached, otherwise the
+    embedded one, with a warning.
+
+    Arguments:
+        arch: `"ghn3"`; or `"ghn2"`, of which none is embedded.
+        device: as in `load_ghn`.
+
+    Returns: the hypernetwork, and the warning; empty if there was no need for one.
+
+    Raises:
+        GHNInitError: as `load_ghn`, but not for want of a network, unless `arch` is `"ghn2"`.
+    """
+    name = DEFAULTS[arch]
+    try:
+        check_reachable(name)
+        return load_ghn(name, device), ""
+    except NotAvailable as error:
+        if arch != EMBEDDED_ARCH:
+            raise
+        warning = (
+            f"the default checkpoint {name} is not available ({error.cause}): using the small "
+            "embedded one, trained on CIFAR-10, instead. ghn='embedded' chooses it without this "
+            f"warning, ghn={name!r} insists on the other."
+        )
+    warnings.warn(warning, stacklevel=2)
+    return load_ghn(EMBEDDED, device), warning

@@ -118,37 +118,53 @@ def stream(
     tensors: Mapping[str, StoredTensor],
     file: BinaryIO,
     metadata: Mapping[str, str],
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Copies tensors that lie in `file` to the safetensors file `path`, a few MB at a time.
 
+    Arguments:
+        path: an existing file; it is overwritten.
+        tensors: by name.
+        file: where they lie.
+        metadata: text.
+        dtype: what floating point numbers are rounded to; None: as they are.
+
     Raises:
-        GHNInitError: a tensor contains NaN or infinite numbers, or `file` ends too early.
+        GHNInitError: a tensor contains NaN or infinite numbers, or has them once it is rounded, or
+            `file` ends too early.
         OSError: `path` cannot be written.
     """
+    dtypes = {
+        name: dtype if dtype and tensor.dtype.is_floating_point else tensor.dtype
+        for name, tensor in tensors.items()
+    }
     # Large items first, as every safetensors writer does: so all of them are aligned.
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    order = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
     with open(path, "r+b") as out:
-        out.write(_header(order, tensors, metadata))
+        out.write(_header({n: (dtypes[n], tensors[n].shape) for n in order}, metadata))
         for name in order:
             for piece in tensors[name].pieces(file):
                 if not is_finite(piece):
                     raise not_finite(name)
-                out.write(_raw(piece))
+                rounded = piece.to(dtypes[name])
+                if not is_finite(rounded):
+                    raise GHNInitError(f"tensor {name!r} has numbers too large for {dtype}")
+                out.write(_raw(rounded))
 
 
 def _header(
-    order: list[str], tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> bytes:
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     position = 0
-    for name in order:
-        tensor = tensors[name]
+    for name, (dtype, shape) in tensors.items():
+        end = position + math.prod(shape) * dtype.itemsize
         header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, position + tensor.nbytes],
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [position, end],
         }
-        position += tensor.nbytes
+        position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -11,7 +11,7 @@ from models import ConvNet
 
 import ghn_init
 from ghn_init import GHN, GHNConfig, Graph, Node
-from ghn_init._decoder import fit, normalise_bias, normalise_norm_weight, normalise_weight
+from ghn_init._decoder import Selected, fit, normalise_bias, normalise_norm_weight, normalise_weight
 from ghn_init._encoding import (
     channel_row,
     channel_table,
@@ -106,31 +106,36 @@ def test_decoder_cuts_before_it_computes(config: GHNConfig, size: tuple[int, ...
     full = decoder.conv(full).view(3, s, s, c, c).permute(0, 3, 4, 1, 2)
     top, left = (s // 2 - h // 2, s // 2 - w // 2) if config.arch == "ghn3" else (0, 0)
     expected = full[:, :out, :in_, top : top + h, left : left + w]
-    torch.testing.assert_close(decoder(x, *size), expected)
+    torch.testing.assert_close(decoder(x, *size, Selected()), expected)
 
 
 def test_decoder_interpolates_larger_kernels() -> None:
     decoder = make(GHN3).decoder
     x = torch.randn(1, 16, generator=torch.Generator().manual_seed(2))
-    full = decoder(x, 4, 4, 11, 11)
+    full = decoder(x, 4, 4, 11, 11, Selected())
     expected = F.interpolate(full[0], (15, 15), mode="bilinear")[None]
-    torch.testing.assert_close(decoder(x, 4, 4, 15, 15), expected)
+    torch.testing.assert_close(decoder(x, 4, 4, 15, 15, Selected()), expected)
 
 
 def test_fit_cuts_and_repeats() -> None:
-    small = torch.arange(6.0).view(2, 3)
-    assert fit(small, (3, 5)).tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4], [0, 1, 2, 0, 1]]
-    assert fit(small, (1, 2)).tolist() == [[0, 1]]
-    assert fit(torch.arange(3.0), (7,)).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    small = torch.arange(6.0).view(1, 2, 3)
+    assert fit(small, (3, 5))[0].tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4], [0, 1, 2, 0, 1]]
+    assert fit(small, (1, 2))[0].tolist() == [[0, 1]]
+    assert fit(torch.arange(6.0).view(2, 3), (7,)).tolist() == [
+        [0, 1, 2, 0, 1, 2, 0],
+        [3, 4, 5, 3, 4, 5, 3],
+    ]
 
 
 def test_normalisation() -> None:
-    ones = torch.ones
-    assert normalise_weight(ones(8, 4, 3, 3))[0, 0, 0, 0].item() == pytest.approx(math.sqrt(2 / 36))
-    assert normalise_weight(ones(8, 1, 3, 3)).max().item() == pytest.approx(math.sqrt(1 / 9))
-    assert normalise_weight(ones(8, 4, 1, 7)).max().item() == pytest.approx(math.sqrt(1 / 28))
-    assert normalise_weight(ones(8, 4, 7, 1)).max().item() == pytest.approx(math.sqrt(2 / 28))
-    assert normalise_weight(ones(8, 1)).max().item() == pytest.approx(math.sqrt(2))
+    def scale(*shape: int) -> float:
+        return normalise_weight(torch.ones(1), shape).item() ** 2
+
+    assert scale(8, 4, 3, 3) == pytest.approx(2 / 36)
+    assert scale(8, 1, 3, 3) == pytest.approx(1 / 9)
+    assert scale(8, 4, 1, 7) == pytest.approx(1 / 28)
+    assert scale(8, 4, 7, 1) == pytest.approx(2 / 28)
+    assert scale(8, 1) == pytest.approx(2)
     assert normalise_norm_weight(torch.zeros(1)).item() == 1
     assert normalise_norm_weight(torch.tensor([2.0])).item() == pytest.approx(
         2 / (1 + math.exp(-1))

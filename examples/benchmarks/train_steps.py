@@ -46,7 +46,7 @@ def main() -> None:
     )
     nets = [sample("train", i) for i in range(config.meta_batch * 64)]
     meta_batches = MetaBatches(nets, config.meta_batch, config.widths, 0, 10, 32)
-    ghn = initialise(config.ghn(10), 0).to(device)
+    ghn = initialise(config, 10).to(device)
     optimizer = torch.optim.AdamW(ghn.parameters(), config.lr, fused=True)
     images = torch.randn(config.batch_size, 32, 32, 3, device=device).permute(0, 3, 1, 2)
     batch = images, torch.randint(10, (config.batch_size,), device=device)

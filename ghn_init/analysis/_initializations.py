@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from .._apply import METHODS, apply
-from .._checkpoint import DEFAULTS
 from .._errors import GHNInitError
 from .._ghn import GHN
-from .._loading import load_ghn
+from .._loading import load_default, load_ghn
 from .._report import Report
 
 PRETRAINED = "pretrained"
@@ -61,7 +60,7 @@ def load_hypernetworks(methods: Sequence[str], checkpoints: Checkpoints) -> dict
     if len(by_arch) < len(loaded):
         raise GHNInitError("two checkpoints of one architecture: give one for ghn3, one for ghn2.")
     wanted = {method.split("-")[0] for method in methods if method.startswith("ghn")}
-    return {arch: by_arch.get(arch) or load_ghn(DEFAULTS[arch]) for arch in sorted(wanted)}
+    return {arch: by_arch.get(arch) or load_default(arch)[0] for arch in sorted(wanted)}
 
 
 def initialized(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ._loop import Schedule, train
     from ._nets import load_nets, load_official_graph
     from ._networks import Network
+    from ._recorded import recorded_graph
     from ._sampling import Widths
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "load_nets",
     "load_official_graph",
     "make_nets",
+    "recorded_graph",
     "start",
     "train",
 ]
@@ -59,6 +61,7 @@ _HOME = {
     "load_nets": "_nets",
     "load_official_graph": "_nets",
     "make_nets": "_generate",
+    "recorded_graph": "_recorded",
     "start": "_distributed",
     "train": "_loop",
 }

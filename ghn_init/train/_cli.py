@@ -93,7 +93,12 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--weight-decay", type=float, default=1e-2)
     parser.add_argument("--warmup", type=int, default=500, help="steps (%(default)s)")
-    parser.add_argument("--clip", type=float, default=5.0)
+    parser.add_argument("--cooldown", type=int, default=0, metavar="STEPS",
+                        help="constant rate, but for so many last steps (cosine)")  # fmt: skip
+    parser.add_argument("--parametrization", default="standard", help="standard or mup")
+    parser.add_argument("--clip", type=float, default=5.0, help="norm of the gradient")
+    parser.add_argument("--network-clip", type=float, default=0.0, metavar="NORM",
+                        help="of the gradient by one network's parameters (any)")  # fmt: skip
     parser.add_argument("--gamma", type=float, default=3e-5, help="of Eq. 10 (%(default)s)")
     parser.add_argument("--label-smoothing", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.5, help="in the networks' classifiers")
@@ -154,7 +159,10 @@ def _run(args: argparse.Namespace) -> None:
             lr=args.lr,
             weight_decay=args.weight_decay,
             warmup=args.warmup,
+            cooldown=args.cooldown,
+            parametrization=args.parametrization,
             clip=args.clip,
+            network_clip=args.network_clip,
             gamma=args.gamma,
             label_smoothing=args.label_smoothing,
             dropout=args.dropout,

@@ -15,6 +15,7 @@ from ._networks import LARGE_IMAGES
 from ._sampling import Widths
 
 PRECISIONS = ("fp32", "bf16")
+PARAMETRIZATIONS = ("standard", "mup")
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,14 @@ class TrainConfig:
         batch_size: images in a step (b); every architecture sees all of them.
         steps: length of the run.
         lr, weight_decay: of AdamW.
-        warmup: steps in which the learning rate rises linearly; it then follows a cosine to 0.
+        warmup: steps in which the learning rate rises linearly.
+        cooldown: 0: the learning rate then follows a cosine to 0. Otherwise it stays, and falls
+            linearly to 0 in so many last steps; such a run can be made longer afterwards.
+        parametrization: `"standard"`, or `"mup"`: learning rates and initial weights by fan-in
+            (Yang et al., Tensor Programs V, Table 3), see `parameter_groups`.
         clip: largest norm of the gradient.
+        network_clip: largest norm of the gradient by one network's parameters; 0: any. A network
+            without normalisation may otherwise outweigh all others in a step.
         gamma: weight of the norms of predicted tensors in the loss (Eq. 10).
         label_smoothing: of the cross-entropy.
         dropout: between the linear layers of the target networks' classifiers.
@@ -64,7 +71,10 @@ class TrainConfig:
     lr: float = 4e-4
     weight_decay: float = 1e-2
     warmup: int = 500
+    cooldown: int = 0
+    parametrization: str = "standard"
     clip: float = 5.0
+    network_clip: float = 0.0
     gamma: float = 3e-5
     label_smoothing: float = 0.0
     dropout: float = 0.5
@@ -80,6 +90,14 @@ class TrainConfig:
             raise GHNInitError(f"unknown --arch {self.arch!r}: {', '.join(ARCHITECTURES)}.")
         if self.precision not in PRECISIONS:
             raise GHNInitError(f"unknown --precision {self.precision!r}: {', '.join(PRECISIONS)}.")
+        if self.parametrization not in PARAMETRIZATIONS:
+            raise GHNInitError(
+                f"unknown --parametrization {self.parametrization!r}: "
+                f"{', '.join(PARAMETRIZATIONS)}."
+            )
+        for name in ("cooldown", "network_clip"):
+            if getattr(self, name) < 0:
+                raise GHNInitError(f"--{name.replace('_', '-')} must not be negative.")
         for name in ("steps", "image_size", "hidden_size", "layers", "meta_batch", "batch_size"):
             if getattr(self, name) < 1:
                 raise GHNInitError(f"--{name.replace('_', '-')} must be at least 1.")

@@ -78,7 +78,7 @@ def first(images: Images, count: int) -> Images:
 
 def count_images(source: str) -> int:
     """How many training images there are, without decoding any."""
-    return len(_find(source, "train")[0])
+    return len(find_items(source, "train")[0])
 
 
 def load_images(
@@ -103,17 +103,32 @@ def load_images(
     Raises:
         GHNInitError: the source cannot be found or read, or has fewer images than are held out.
     """
-    items, classes = _find(source, "test" if split == "test" else "train")
-    workers = min(16, os.cpu_count() or 1) if workers is None else workers
-    images: Images = (
-        SmallImages.decode(items, classes, image_size, device)
-        if image_size < LARGE_IMAGES
-        else LargeImages(items, classes, image_size, device, workers)
-    )
+    items, classes = find_items(source, split)
+    images = open_items(items, classes, image_size, device, workers)
     if split == "test" or not holdout:
         return images
     kept, held = _hold_out(images.labels, len(classes), holdout)
     return images.subset(held if split == "holdout" else kept)
+
+
+def open_items(
+    items: Items,
+    classes: tuple[str, ...],
+    image_size: int,
+    device: str | torch.device = "cpu",
+    workers: int | None = None,
+) -> Images:
+    """Images that were found: small ones are decoded now, large ones when they are needed.
+
+    Arguments:
+        items: as `find_items` gives them, or a subset.
+        classes: names.
+        image_size, device, workers: as in `load_images`.
+    """
+    workers = min(16, os.cpu_count() or 1) if workers is None else workers
+    if image_size < LARGE_IMAGES:
+        return SmallImages.decode(items, classes, image_size, device)
+    return LargeImages(items, classes, image_size, device, workers)
 
 
 class SmallImages(Images):
@@ -328,7 +343,13 @@ def _require_torchvision() -> None:
         raise GHNInitError("this data needs torchvision: pip install 'ghn-init[train]'.")
 
 
-def _find(source: str, split: str) -> tuple[Items, tuple[str, ...]]:
+def find_items(source: str, split: str) -> tuple[Items, tuple[str, ...]]:
+    """The images of `"test"` or, for any other split, of `"train"`; and the names of the classes.
+
+    Raises:
+        GHNInitError: the source cannot be found or read.
+    """
+    split = "test" if split == "test" else "train"
     kind, _, place = source.partition(":")
     if kind == "imagefolder" and place:
         return _image_folder(Path(place), split)

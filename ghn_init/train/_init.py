@@ -2,39 +2,73 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from .._config import GHNConfig
+from .._decoder import ConvDecoder
 from .._errors import GHNInitError
 from .._ghn import GHN
 from .._loading import load_ghn
+from ._config import TrainConfig
 from ._seeds import seed_of
 
+_REFERENCE_FAN_IN = 64
+_EMBEDDING_FACTOR = 0.1
 
-def initialise(config: GHNConfig, seed: int, start_from: str | None = None) -> GHN:
-    """A hypernetwork to be trained.
+_FIRST_SCALE = 0.1
+"""Of the first predictions, before they are scaled to their fan-in: at 1, networks without
+normalisation blow up."""
+
+
+def initialise(config: TrainConfig, num_classes: int) -> GHN:
+    """A hypernetwork to be trained, a function of the run's configuration.
 
     Arguments:
-        config: sizes.
-        seed: new weights are a function of it.
-        start_from: checkpoint whose weights to take instead, by name or path.
+        config: of the run.
+        num_classes: of the images.
 
     Raises:
-        GHNInitError: the checkpoint cannot be opened, or is of another size.
+        GHNInitError: the checkpoint to start from cannot be opened, or is of another size.
     """
-    if start_from is not None:
-        return _copy(load_ghn(start_from), config)
+    if config.start_from is not None:
+        return _copy(load_ghn(config.start_from), config.ghn(num_classes))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "ghn"))
-        ghn = GHN(config)
+        torch.manual_seed(seed_of(config.seed, "ghn"))
+        ghn = GHN(config.ghn(num_classes))
         for module in ghn.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
-        _small(ghn.decoder.conv[2])
         _small(ghn.decoder_1d.fc[2])
         _small(ghn.decoder.class_layer_predictor[1])
+        if config.parametrization == "mup":
+            _by_fan_in(ghn.decoder)
+        else:
+            _small(ghn.decoder.conv[2])
     return ghn
+
+
+def parameter_groups(ghn: GHN, config: TrainConfig) -> list[dict[str, Any]]:
+    """The hypernetwork's parameters as an optimizer takes them, with their `lr_factor`.
+
+    With muP and Adam, the learning rate of a matrix is inversely proportional to its fan-in, so
+    that no layer changes what it computes faster than the others do. Factors are relative to a
+    fan-in of 64; embeddings, which are looked up, take a tenth.
+    """
+    if config.parametrization == "standard":
+        return [{"params": list(ghn.parameters()), "lr_factor": 1.0}]
+    factors: dict[float, list[nn.Parameter]] = {}
+    for module in ghn.modules():
+        for parameter in module.parameters(recurse=False):
+            factor = 1.0
+            if isinstance(module, nn.Embedding):
+                factor = _EMBEDDING_FACTOR
+            elif parameter.dim() == 2:
+                factor = _REFERENCE_FAN_IN / parameter.shape[1]
+            factors.setdefault(factor, []).append(parameter)
+    return [{"params": params, "lr_factor": factor} for factor, params in factors.items()]
 
 
 def _copy(source: GHN, config: GHNConfig) -> GHN:
@@ -54,3 +88,15 @@ def _small(layer: nn.Module) -> None:
     with torch.no_grad():
         layer.weight.mul_(0.2)
         layer.bias.zero_()
+
+
+def _by_fan_in(decoder: ConvDecoder) -> None:
+    """Hidden layers that keep the scale of their input (He et al.), and small predictions."""
+    for layer, gain in (
+        (decoder.fc[0], 1.0),
+        (decoder.conv[0], 2**0.5),
+        (decoder.conv[2], _FIRST_SCALE * 2**0.5),
+    ):
+        assert isinstance(layer, nn.Linear)
+        nn.init.normal_(layer.weight, std=gain * layer.in_features**-0.5)
+        nn.init.zeros_(layer.bias)

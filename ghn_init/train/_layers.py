@@ -204,7 +204,7 @@ class Sum(Layer):
 
 
 class Concat(Layer):
-    """Concatenation of feature maps along their channels."""
+    """Concatenation of feature maps along their channels; of one, itself."""
 
     joins = True
 
@@ -212,7 +212,7 @@ class Concat(Layer):
         return (Node("concat"),)
 
     def __call__(self, params: Params, *inputs: Tensor) -> Tensor:
-        return torch.cat(inputs, dim=1)
+        return torch.cat(inputs, dim=1) if len(inputs) > 1 else inputs[0]
 
 
 class Gate(Layer):

@@ -15,7 +15,7 @@ from .._errors import GHNInitError
 from ._config import TrainConfig
 from ._data import Images, load_images
 from ._distributed import World
-from ._init import initialise
+from ._init import initialise, parameter_groups
 from ._logging import Logger
 from ._nets import load_nets
 from ._networks import Network
@@ -65,11 +65,9 @@ def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | Non
     if world.is_main:
         folder.open()
     images = load_images(config.data, "train", config.image_size, config.holdout, world.device)
-    ghn = initialise(config.ghn(len(images.classes)), config.seed, config.start_from).to(
-        world.device
-    )
+    ghn = initialise(config, len(images.classes)).to(world.device)
     optimizer = torch.optim.AdamW(
-        ghn.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
+        parameter_groups(ghn, config), config.lr, weight_decay=config.weight_decay, fused=True
     )
     world.wait()
     state = folder.load(ghn, optimizer, world.device)
@@ -112,9 +110,11 @@ def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | Non
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine down to 0."""
+    """Linear warm-up, then half a cosine down to 0, or a constant and a linear cooldown."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
+    if config.cooldown:
+        return config.lr * min(1.0, (config.steps - step) / config.cooldown)
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -142,7 +142,7 @@ def _meta_batches(
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
 
 
 def _count(state: State, finite: bool, config: TrainConfig) -> None:

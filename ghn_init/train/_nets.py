@@ -79,7 +79,9 @@ def load_official_graph(folder: Path, split: str, index: int) -> Graph:
     """A graph of an official HDF5 file as it is, without shapes.
 
     Training does not need these files: a graph follows from its genotype. The published generator
-    has left out most `msa` and `cse` nodes (see the tests).
+    has left out most `msa` and `cse` nodes (`_recorded` has the rule). It has also written the
+    nodes cell by cell, and the adjacency in its own order, where cells overlap: the edges of a
+    file therefore join other nodes than those of the network. `recorded_graph` has the right ones.
 
     Arguments:
         folder: with `deepnets1m_<train or eval>.hdf5` and the meta file.

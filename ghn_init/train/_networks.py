@@ -75,7 +75,8 @@ class Network:
         self.architecture, self.num_classes, self.image_size = architecture, num_classes, image_size
         self.shapes: dict[str, Shape] = compiler.shapes
         """Every parameter, also of layers that no path to the output goes through."""
-        self._steps = _live(compiler.steps, output)
+        self.steps = _live(compiler.steps, output)
+        """Each layer with the values that it reads, behind the value that it computes."""
 
     @property
     def num_params(self) -> int:
@@ -88,7 +89,7 @@ class Network:
         nodes: list[Node] = [Node("input")]
         edges: list[tuple[int, int]] = []
         sources: dict[int, tuple[int, ...]] = {0: (0,)}
-        for value, (layer, inputs) in self._steps:
+        for value, (layer, inputs) in self.steps:
             found = tuple(sorted({s for i in inputs for s in sources[i]}))
             if not layer.joins or len(found) > 1:
                 for node in layer.nodes():
@@ -110,7 +111,7 @@ class Network:
         Returns: logits, `(B, num_classes)`.
         """
         values: dict[int, Tensor] = {0: images}
-        for (value, (layer, inputs)), dead in zip(self._steps, self._last_uses, strict=True):
+        for (value, (layer, inputs)), dead in zip(self.steps, self._last_uses, strict=True):
             values[value] = layer(params, *[values[i] for i in inputs])
             for i in dead:
                 del values[i]
@@ -146,8 +147,8 @@ class Network:
     @cached_property
     def _last_uses(self) -> list[list[int]]:
         """For each step, the values that nothing behind it needs."""
-        last = {i: n for n, (_, (_, inputs)) in enumerate(self._steps) for i in inputs}
-        uses: list[list[int]] = [[] for _ in self._steps]
+        last = {i: n for n, (_, (_, inputs)) in enumerate(self.steps) for i in inputs}
+        uses: list[list[int]] = [[] for _ in self.steps]
         for i, n in last.items():
             uses[n].append(i)
         return uses
@@ -366,8 +367,6 @@ class _Compiler:
 
     def _concat(self, states: list[int | None]) -> int | None:
         """States that `none` has cut off count as zeros, unless all of them are."""
-        if len(states) == 1:
-            return states[0]
         known = next((state for state in states if state is not None), None)
         if known is None:
             return None

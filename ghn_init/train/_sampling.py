@@ -55,7 +55,8 @@ class MetaBatches(Dataset[list[tuple[int, Network]]]):
         num_classes, image_size, dropout: see `Network`.
         rank, world_size: number of this process, and of all.
         curriculum: steps in which the largest architecture that is drawn grows from those of the
-            smallest tenth to all; small networks are cheap, and are learned fast.
+            smallest tenth to all; small networks are cheap, and are learned fast. Networks without
+            normalisation, which are small and hard to learn, come last.
     """
 
     nets: Sequence[Architecture]
@@ -92,7 +93,7 @@ class MetaBatches(Dataset[list[tuple[int, Network]]]):
 
     @cached_property
     def _by_size(self) -> list[Architecture]:
-        return sorted(self.nets, key=_size)
+        return sorted(self.nets, key=lambda net: (not net.norm, _size(net)))
 
     def _build(self, architecture: Architecture) -> Network:
         network = Network(architecture, self.num_classes, self.image_size, self.dropout)

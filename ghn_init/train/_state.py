@@ -124,7 +124,10 @@ class RunFolder:
             raise GHNInitError(f"cannot write {self.metrics_file}: {error.strerror}.") from error
 
     def _check(self, old: TrainConfig) -> None:
-        changed = [name for name in differences(old, self.config) if name not in MAY_CHANGE]
+        allowed = MAY_CHANGE
+        if old.cooldown and self.config.cooldown:  # nothing before the cooldown depends on these
+            allowed = MAY_CHANGE | {"steps", "cooldown"}
+        changed = [name for name in differences(old, self.config) if name not in allowed]
         if changed:
             names = ", ".join(
                 f"{name} ({getattr(old, name)} then, {getattr(self.config, name)} now)"

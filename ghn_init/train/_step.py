@@ -128,6 +128,9 @@ def gradients(
             loss = _loss(totals, logits, batch[1], leaves, config)
         with timer.part("backward"):
             (loss / config.meta_batch).backward()
+            if config.network_clip:
+                limit = config.network_clip / config.meta_batch
+                torch.nn.utils.clip_grad_norm_(leaves.values(), limit)
         tensors += params.values()
         grads += [leaf.grad for leaf in leaves.values()]
     with timer.part("backward_ghn"):

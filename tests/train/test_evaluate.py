@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ghn_init import GHNInitError
-from ghn_init._config import GHNConfig
 from ghn_init.train import _cli
 from ghn_init.train._cli import main
+from ghn_init.train._config import TrainConfig
 from ghn_init.train._data import load_images
 from ghn_init.train._evaluate import Evaluation, accuracy, evaluate
 from ghn_init.train._generate import sample
@@ -20,12 +21,12 @@ from ghn_init.train._seeds import torch_generator
 
 QUIET = Evaluation(batch_size=8, control=2, quiet=True)
 NETS = [sample("test", i).resized(8, 16) for i in (0, 2, 5)]
-TINY = GHNConfig("ghn3", 16, 1, 8, (16, 16, 11, 11), 2)
+TINY = TrainConfig("", "", steps=1, hidden_size=16, layers=1)
 
 
 def test_networks_are_evaluated_with_predicted_and_random_parameters(image_folder: Path) -> None:
     images = load_images(f"imagefolder:{image_folder}", "test")
-    ghn = initialise(TINY, 0)
+    ghn = initialise(TINY, 2)
     found = evaluate(ghn, NETS, images, "test", QUIET)
     assert len(found.predicted) == len(found.random) == 3
     assert all(0 <= value <= 100 for value in found.predicted + found.random)
@@ -37,7 +38,7 @@ def test_networks_are_evaluated_with_predicted_and_random_parameters(image_folde
 
 def test_an_evaluation_goes_on_where_it_stopped(image_folder: Path, tmp_path: Path) -> None:
     images = load_images(f"imagefolder:{image_folder}", "test")
-    ghn, file = initialise(TINY, 0), tmp_path / "test.json"
+    ghn, file = initialise(TINY, 2), tmp_path / "test.json"
     whole = evaluate(ghn, NETS, images, "test", QUIET)
     evaluate(ghn, NETS[:2], images, "test", QUIET, file)
     content = json.loads(file.read_text())
@@ -46,12 +47,12 @@ def test_an_evaluation_goes_on_where_it_stopped(image_folder: Path, tmp_path: Pa
     resumed = evaluate(ghn, NETS, images, "test", QUIET, file)
     assert resumed.predicted == (12.5, *whole.predicted[1:])
     with pytest.raises(GHNInitError, match="another evaluation"):
-        evaluate(initialise(TINY, 1), NETS, images, "test", QUIET, file)
+        evaluate(initialise(replace(TINY, seed=1), 2), NETS, images, "test", QUIET, file)
 
 
 def test_other_classes_are_refused(image_folder: Path) -> None:
     images = load_images(f"imagefolder:{image_folder}", "test")
-    ghn = initialise(GHNConfig("ghn3", 16, 1, 8, (16, 16, 11, 11), 10), 0)
+    ghn = initialise(TINY, 10)
     with pytest.raises(GHNInitError, match="predicts 10 classes"):
         evaluate(ghn, NETS, images, "test", QUIET)
 

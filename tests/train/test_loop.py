@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from ghn_init import GHNInitError, load_ghn
+from ghn_init._decoder import Selected
 from ghn_init._predict import predict_graphs
 from ghn_init.train import _loop
 from ghn_init.train._config import TrainConfig, from_json
 from ghn_init.train._data import load_images
 from ghn_init.train._distributed import World, start
-from ghn_init.train._init import initialise
+from ghn_init.train._init import initialise, parameter_groups
 from ghn_init.train._loop import Schedule, learning_rate, train
 from ghn_init.train._nets import load_nets
 from ghn_init.train._sampling import MetaBatches
@@ -59,7 +61,7 @@ def test_the_gradient_is_that_of_equation_10(config: MakeConfig, tmp_path: Path)
     images = load_images(run.data)
     batch = next(images.train_batches(8, 0, 0, 1))
     networks = meta_batch(run)[0]
-    ghn = initialise(run.ghn(2), 0)
+    ghn = initialise(run, 2)
     totals = gradients(ghn, networks, batch, run, 0, Timer(ALONE.device))
     found = {name: p.grad.clone() for name, p in ghn.named_parameters() if p.grad is not None}
 
@@ -188,7 +190,7 @@ def test_a_skipped_step_changes_nothing(
     monkeypatch.setattr(_loop, "gradients", spoil)
     run = config(steps=2)
     train(run, tmp_path, ALONE, OFTEN)
-    start_weights = initialise(run.ghn(2), run.seed).state_dict()
+    start_weights = initialise(run, 2).state_dict()
     assert all(torch.equal(t, start_weights[name]) for name, t in weights(tmp_path).items())
 
 
@@ -286,3 +288,42 @@ def test_the_loss_falls_on_two_processes(config: MakeConfig, tmp_path: Path) -> 
     subprocess.run(launcher, check=True, env=ENVIRONMENT, capture_output=True, timeout=600)
     losses = [line["loss"] for line in metrics(tmp_path)]
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+
+
+def test_a_run_with_a_cooldown_can_be_made_longer(config: MakeConfig, tmp_path: Path) -> None:
+    run = config(steps=100, warmup=10, cooldown=20)
+    rates = [learning_rate(run, step) / run.lr for step in range(101)]
+    assert rates[9:81] == [1.0] * 72
+    assert rates[90] == pytest.approx(0.5)
+    assert rates[100] == 0
+    short = config(steps=2, cooldown=1)
+    train(short, tmp_path / "grown", ALONE, OFTEN)
+    with pytest.raises(GHNInitError, match=r"another .*cooldown \(1 then, 0 now\)"):
+        train(replace(short, steps=4, cooldown=0), tmp_path / "grown", ALONE, OFTEN)
+    train(replace(short, steps=4), tmp_path / "grown", ALONE, OFTEN)
+    assert metrics(tmp_path / "grown")[-1]["step"] == 4
+
+
+def test_mup_gives_every_layer_a_rate_by_its_fan_in(config: MakeConfig) -> None:
+    run = config(parametrization="mup", hidden_size=32)
+    ghn = initialise(run, 2)
+    groups = parameter_groups(ghn, run)
+    factor = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
+    assert len(factor) == len(list(ghn.parameters()))
+    assert factor[id(ghn.decoder.conv[2].weight)] == 64 / (8 * 32)
+    assert factor[id(ghn.decoder.conv[2].bias)] == 1
+    weights = [ghn.decoder(torch.randn(64, 32), 8, 8, 3, 3, Selected()), ghn.decoder.conv[2].weight]
+    assert weights[0].std().item() == pytest.approx(0.1, rel=0.3)
+
+
+def test_one_network_cannot_outweigh_the_others(config: MakeConfig) -> None:
+    run = config(dropout=0.0, meta_batch=2, network_clip=1e-3)
+    batch = next(load_images(run.data).train_batches(8, 0, 0, 1))
+    ghn = initialise(run, 2)
+    norms = []
+    for limit in (0.0, 1e-3):
+        clipped = replace(run, network_clip=limit)
+        gradients(ghn, meta_batch(run)[0], batch, clipped, 0, Timer(ALONE.device))
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in ghn.parameters()]).item())
+        ghn.zero_grad()
+    assert 0 < norms[1] < norms[0] / 10

@@ -1,0 +1,213 @@
+"""The checkpoint in the package, and the default that always works."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from checkpoint_files import GHN3, as_joblib, as_safetensors, tiny_state
+from hub_server import Hub, serve
+from safetensors import safe_open
+
+import ghn_init
+from ghn_init import GHNInitError
+from ghn_init._checkpoint import convert, open_checkpoint, save_checkpoint
+from ghn_init._cli import main
+from ghn_init._embedded import embedded_path
+from ghn_init._hub import REPOSITORY
+
+pytest.importorskip("huggingface_hub")
+from huggingface_hub import constants
+
+pytestmark = pytest.mark.usefixtures("cache")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def turn_hub_to(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that refuses every connection, and an empty cache."""
+    turn_hub_to("http://127.0.0.1:9", tmp_path / "hub", monkeypatch)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub with a tiny hypernetwork under the name of the default one."""
+    with serve(Hub(REPOSITORY, {"ghn3xlm16.pt": as_joblib(tiny_state())})) as server:
+        turn_hub_to(server.endpoint, tmp_path / "hub", monkeypatch)
+        yield server
+
+
+def model() -> torch.nn.Module:
+    return torchvision.models.squeezenet1_1(num_classes=10)
+
+
+def test_it_is_small_and_predicts_finite_numbers() -> None:
+    assert embedded_path().stat().st_size <= 25_000_000
+    ghn = ghn_init.load_ghn("embedded")
+    assert (ghn.config.arch, ghn.config.num_classes, ghn.name) == ("ghn3", 10, "embedded")
+    predicted = ghn_init.predict(model(), ghn)
+    assert "classifier.1.weight" in predicted
+    assert all(torch.isfinite(tensor).all() for tensor in predicted.values())
+
+
+def test_it_says_how_it_was_made() -> None:
+    with safe_open(embedded_path(), framework="pt") as file:
+        metadata = file.metadata()
+    assert "ghn_init.config" in metadata
+    card = (embedded_path().parent / "ghn3-cifar10.md").read_text(encoding="utf-8")
+    assert open_checkpoint("embedded").sha256 in card
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_without_a_network_the_default_is_the_embedded_one() -> None:
+    start = time.monotonic()
+    with pytest.warns(UserWarning, match="using the small embedded one") as caught:
+        _, report = ghn_init.apply(model(), return_report=True)
+    assert time.monotonic() - start < 15  # huggingface_hub's own attempts take 23 s
+    assert len(caught) == 1
+    assert report.checkpoint == "embedded"
+    assert str(caught[0].message) in report.notes
+    assert "the Hub cannot be reached" in str(report)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_named_checkpoint_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # no need to try five times
+    net = model()
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    with pytest.raises(GHNInitError, match=r"'ghn3xlm16' is not in the cache .* ghn='embedded'"):
+        ghn_init.apply(net, ghn="ghn3xlm16")
+    with pytest.raises(GHNInitError, match="'ghn2' is not in the cache"):
+        ghn_init.apply(net, "ghn2")  # no embedded one of this kind
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
+def test_the_published_one_is_the_default_where_there_is_a_hub(hub: Hub) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, report = ghn_init.apply(model(), return_report=True)
+    assert report.checkpoint == "ghn3xlm16"
+    hub.fault = "500"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, report = ghn_init.apply(model(), return_report=True)  # it is in the cache now
+    assert report.checkpoint == "ghn3xlm16"
+
+
+def test_a_hub_that_refuses_is_no_network(hub: Hub) -> None:
+    hub.fault = "401"
+    with pytest.warns(UserWarning, match="refuses access .* embedded"):
+        ghn_init.apply(model())
+
+
+def test_a_damaged_default_is_an_error(hub: Hub) -> None:
+    hub.files["ghn3xlm16.pt"] = b"no checkpoint"
+    with pytest.raises(GHNInitError, match="ghn3xlm16"):
+        ghn_init.apply(model())
+
+
+def test_embedded_by_name_gives_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, report = ghn_init.apply(model(), ghn="embedded", return_report=True)
+    assert not report.notes
+
+
+def test_export_on_a_machine_without_network(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path / "home"),
+        "GHN_INIT_CACHE": str(tmp_path / "cache"),
+    }
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-c", "from ghn_init._cli import main; raise SystemExit(main())"]
+    arguments = ["export", "squeezenet1_1", "--library", "torchvision", "-o", "w.safetensors"]
+    result = subprocess.run(
+        [*command, *arguments],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"ghn-init: warning: the default checkpoint ghn3xlm16 .*\n", result.stderr)
+    assert "checkpoint embedded" in result.stdout
+    with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
+        assert file.metadata()["checkpoint"] == "embedded"
+
+
+def test_it_is_installed_with_the_package(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="setuptools, to build a wheel, is not installed")
+    for name in ("ghn_init", "checkpoints", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / name)
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    (tmp_path / "dist").mkdir()
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "installed")
+    modules = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "ghn_init").rglob("*.py")
+        if "__pycache__" not in path.parts
+    }
+    assert modules <= names
+    assert {f"ghn_init/checkpoints/ghn3-cifar10.{kind}" for kind in ("safetensors", "md")} <= names
+    find = "from ghn_init._embedded import embedded_path; print(embedded_path())"
+    found = subprocess.run(
+        [sys.executable, "-c", find],
+        cwd=tmp_path / "installed",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    expected = tmp_path / "installed/ghn_init/checkpoints/ghn3-cifar10.safetensors"
+    assert Path(found.stdout.strip()).samefile(expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_can_be_stored_in_half_precision(dtype: str, tmp_path: Path) -> None:
+    state = tiny_state()
+    save_checkpoint(tmp_path / "a.safetensors", state, GHN3)
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", dtype=dtype)
+    full, half = (ghn_init.load_ghn(tmp_path / f"{name}.safetensors") for name in "ab")
+    for name, tensor in half.state_dict().items():
+        expected = full.state_dict()[name].to(getattr(torch, dtype)).float()
+        assert torch.equal(tensor, expected)
+    assert (tmp_path / "b.safetensors").stat().st_size < 0.6 * len(as_safetensors(state))
+
+
+def test_numbers_that_do_not_fit_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tiny_state()
+    state["ln.weight"][0] = 1e6
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_checkpoint(source, state, GHN3)
+    target.write_text("old")
+    assert main(["convert", str(source), str(target), "--dtype", "float16"]) == 1
+    assert "'ln.weight' has numbers too large" in capsys.readouterr().err
+    assert target.read_text() == "old"
+    with pytest.raises(GHNInitError, match="unknown dtype"):
+        convert(source, target, dtype="int8")
