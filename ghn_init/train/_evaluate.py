@@ -94,7 +94,7 @@ def evaluate(
             f"the hypernetwork predicts {ghn.config.num_classes} classes, and the images have "
             f"{len(images.classes)}."
         )
-    key = {"split": split, "ghn": _digest(ghn), **vars(how), "images": len(images.labels)}
+    key = {"split": split, "ghn": _digest(ghn), **vars(how), **_images_key(images)}
     key.pop("quiet")
     rows = _read(results, key)[: len(nets)]
     with Progress(len(nets), "networks", len(rows), how.quiet) as progress:
@@ -154,6 +154,13 @@ def _describe(values: Sequence[float]) -> str:
 def _digest(ghn: GHN) -> float:
     """Tells hypernetworks apart: a sum over all weights."""
     return sum(float(p.detach().double().abs().sum()) for p in ghn.parameters())
+
+
+def _images_key(images: Images) -> dict[str, int]:
+    """Tells sets of images apart: their number, size, and labels in their order."""
+    order = torch.arange(1, len(images.labels) + 1)
+    labels = int((images.labels.cpu() * order).sum())
+    return {"images": len(order), "image_size": images.image_size, "labels": labels}
 
 
 def _read(results: Path | None, key: Mapping[str, Any]) -> list[list[float]]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ghn_init import GHNInitError
 from ghn_init.train import _cli
@@ -48,6 +49,10 @@ def test_an_evaluation_goes_on_where_it_stopped(image_folder: Path, tmp_path: Pa
     assert resumed.predicted == (12.5, *whole.predicted[1:])
     with pytest.raises(GHNInitError, match="another evaluation"):
         evaluate(initialise(replace(TINY, seed=1), 2), NETS, images, "test", QUIET, file)
+    others = load_images(f"imagefolder:{image_folder}", "train")
+    others = others.subset(torch.arange(len(images.labels)))
+    with pytest.raises(GHNInitError, match="another evaluation"):
+        evaluate(ghn, NETS, others, "test", QUIET, file)
 
 
 def test_other_classes_are_refused(image_folder: Path) -> None:
