@@ -196,7 +196,8 @@ def predict(
         raise GHNInitError(f"{len(models)} models and {len(graphs)} graphs: give one graph each.")
     with_head = [_predicts_head(g, hypernetwork, head) for g in graphs]
     with torch.no_grad(), torch.device("cpu"):
-        predicted = predict_graphs(graphs, hypernetwork, with_head, seed)
+        found = predict_graphs(graphs, hypernetwork, with_head, seed)
+        predicted = [{n: t.float() for n, t in tensors.items()} for tensors in found]
     return predicted[0] if isinstance(model, nn.Module) else predicted
 
 
@@ -292,7 +293,8 @@ def _initial_values(
             report = replace(report, left=_left(graph, tensors, "kept by method orth"))
         else:
             with_head = _predicts_head(graph, ghn, settings.head)
-            tensors = predict_graphs([graph], ghn, [with_head], settings.seed)[0]
+            predicted = predict_graphs([graph], ghn, [with_head], settings.seed)[0]
+            tensors = {name: tensor.float() for name, tensor in predicted.items()}
             report = replace(
                 report,
                 checkpoint=ghn.name,

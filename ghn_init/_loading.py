@@ -9,6 +9,7 @@ import torch
 
 from ._checkpoint import open_checkpoint, read_tensors
 from ._embedded import EMBEDDED, EMBEDDED_ARCH
+from ._errors import GHNInitError
 from ._ghn import GHN
 from ._hub import DEFAULTS, NotAvailable, check_reachable
 
@@ -18,6 +19,7 @@ def load_ghn(
     device: str | torch.device = "cpu",
     *,
     sha256: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> GHN:
     """Load a graph hypernetwork.
 
@@ -31,17 +33,21 @@ def load_ghn(
             published layout (joblib or torch) or in our own safetensors.
         device: where the hypernetwork computes.
         sha256: the checksum that the file must have. Default: any.
+        dtype: `torch.float32` (default), or `torch.bfloat16` for half the memory: predictions are
+            then computed in bfloat16, and returned in float32. A file that `ghn-init convert
+            --dtype bfloat16` has written is memory-mapped as it is.
 
     Returns: the hypernetwork in evaluation mode, its weights frozen.
 
     Raises:
-        GHNInitError: an unknown name, a file that is missing, damaged, no hypernetwork or unsafe,
-            or a checkpoint that can neither be found in the cache nor fetched.
+        GHNInitError: another dtype, an unknown name, a file that is missing, damaged, no
+            hypernetwork or unsafe, or a checkpoint that can neither be found in the cache nor
+            fetched.
     """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise GHNInitError(f"dtype is {dtype}: give torch.float32 or torch.bfloat16.")
     checkpoint = open_checkpoint(name_or_path, sha256=sha256)
-    tensors = {
-        name: tensor.to(device, torch.float32) for name, tensor in read_tensors(checkpoint).items()
-    }
+    tensors = {name: tensor.to(device, dtype) for name, tensor in read_tensors(checkpoint).items()}
     with torch.device("meta"):
         ghn = GHN(
             checkpoint.config,

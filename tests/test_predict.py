@@ -150,3 +150,15 @@ def test_errors() -> None:
         ghn_init.predict([ConvNet(), ConvNet()], ghn, ghn_init.trace(ConvNet()))
     with pytest.raises(GHNInitError, match="no parameters"):
         ghn_init.predict(nn.ReLU(), ghn)
+
+
+def test_bfloat16_weights_predict_almost_the_same(checkpoint: Path) -> None:
+    model = torchvision_model("resnet18")
+    full = ghn_init.predict(model, ghn_init.load_ghn(checkpoint))
+    half = ghn_init.predict(model, ghn_init.load_ghn(checkpoint, dtype=torch.bfloat16))
+    assert full.keys() == half.keys()
+    for name, tensor in half.items():
+        assert tensor.dtype == torch.float32
+        assert (tensor - full[name]).norm() <= 0.02 * full[name].norm()
+    with pytest.raises(GHNInitError, match=r"torch.float32 or torch.bfloat16"):
+        ghn_init.load_ghn(checkpoint, dtype=torch.float16)
