@@ -1,0 +1,126 @@
+"""`ghn-init compare`, from the outside."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ghn_init.compare
+from ghn_init._cli import main
+from ghn_init.analysis import _extra as extra
+
+
+@pytest.fixture
+def command(models: Path, image_folder: Path) -> list[str]:
+    return [
+        *("compare", f"{models}:small", "--data", str(image_folder), "--image-size", "16"),
+        *("--device", "cpu", "--batch-size", "8", "--steps", "4", "--seeds", "2"),
+    ]
+
+
+def test_compare(
+    command: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / "small"
+    command += ["--methods", "rand,ghn3-orth:noise=0", "--ghn", str(checkpoint), "--out", str(out)]
+    command += ["--labels", "20", "--val", "10", "--lr", "1e-2", "1e-3", "--reach", "1", "99.5"]
+    assert main([*command, "--test-images", "12"]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0] == "small: 20 images of 2 classes, 4 steps of 8 (1.6 epochs), adamw, fp32"
+    assert lines[1] == "accuracy in per cent on 12 test images, 2 seeds"
+    assert "the best of 2 on 10 training images that are held out" in lines[2]
+    assert lines[5].split() == [
+        *("method", "predicted", "lr", "decay", "accuracy", "std", "to", "1%", "to", "99.5%"),
+    ]
+    assert [line.split()[0] for line in lines[6:]] == ["rand", "ghn3-orth:noise=0"]
+    assert "32/32 steps" in printed.err
+    assert len(json.loads((out / "results.json").read_text())["runs"]) == 8
+    assert main([*command, "--test-images", "12"]) == 0
+    again = capsys.readouterr()
+    assert again.out == printed.out
+    assert "steps/s" not in again.err
+    assert main([*command, "--test-images", "11"]) == 1
+    assert "other settings: test images" in capsys.readouterr().err
+
+
+def test_json_and_the_picture(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    pytest.importorskip("matplotlib")
+    command = [*command, "--methods", "rand", "--seeds", "1", "--out", str(tmp_path)]
+    assert main([*command, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert list(json.loads(printed.out)["methods"]) == ["rand"]
+    assert printed.err.endswith(f"written to {tmp_path}: results.json, curves.png\n")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "curves.png").unlink()
+
+    there = importlib.import_module
+
+    def import_module(name: str) -> object:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return there(name)
+
+    monkeypatch.setattr(extra.importlib, "import_module", import_module)
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert said.endswith("no picture: this needs matplotlib: pip install 'ghn-init[plot]'.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_epochs(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*command[: command.index("--steps")], "--epochs", "0.5", "--seeds", "1"]
+    assert main([*command, "--methods", "rand", "--optimizer", "sgd"]) == 0
+    printed = capsys.readouterr().out
+    assert "48 images of 2 classes, 3 steps of 8 (0.5 epochs), sgd" in printed
+    assert printed.splitlines()[-1].split()[:4] == ["rand", "-", "0.01", "0.01"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "magic"], "unknown method 'magic'"),
+        (["--methods", "rand", "--lr", "1", "2"], "1000 to choose on are asked for, of 48"),
+        (["--methods", "rand", "--device", "nonsense"], "cannot compute on 'nonsense'"),
+        (["--methods", "rand", "--data", "nowhere"], "there is no folder nowhere/train"),
+        (["--methods", "rand", "--lr", "-1"], "give a rate above 0"),
+        (["--methods", "rand", "--optimizer", "magic"], "unknown optimizer 'magic'"),
+        (["--methods", "rand", "--library", "timm", "--out", "FILE/x"], "cannot use the folder"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str], message: str, command: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "file").touch()
+    arguments = [argument.replace("FILE", str(tmp_path / "file")) for argument in arguments]
+    assert main([*command, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_help_is_light() -> None:
+    code = (
+        "import sys, argparse; from ghn_init.compare._cli import add_parser; "
+        "add_parser(argparse.ArgumentParser().add_subparsers()); import ghn_init.compare; "
+        "print({'torch', 'matplotlib', 'PIL', 'numpy'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
+
+
+def test_public_names() -> None:
+    for name in ghn_init.compare.__all__:
+        assert getattr(ghn_init.compare, name) is not None
+    assert set(ghn_init.compare.__all__) <= set(dir(ghn_init.compare))
+    with pytest.raises(AttributeError):
+        _ = ghn_init.compare.nothing  # type: ignore[attr-defined]

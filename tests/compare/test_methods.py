@@ -1,0 +1,73 @@
+"""Methods with settings, as they are written."""
+
+from __future__ import annotations
+
+import pytest
+
+from ghn_init import METHODS, GHNInitError
+from ghn_init.compare import Method, parse_methods
+
+
+def test_lists() -> None:
+    assert parse_methods(",".join(METHODS)) == tuple(map(Method, METHODS))
+    assert parse_methods("rand, ghn3:noise=0 ,ghn3-orth:noise=1e-4,orth_start=20,orth") == (
+        Method("rand"),
+        Method("ghn3", noise=0.0),
+        Method("ghn3-orth", noise=1e-4, orth_start=20),
+        Method("orth"),
+    )
+
+
+def test_a_label_is_read_as_the_same_method() -> None:
+    methods = [
+        Method("ghn3-orth", 0.0, 1),
+        Method("ghn3-orth", 0, 1.0),
+        Method("ghn2-orth", orth_start=0.685),
+        Method("ghn3", 1e-5 / 3),
+        Method("rand"),
+    ]
+    labels = [method.label for method in methods]
+    assert labels[:3] == [
+        "ghn3-orth:noise=0,orth_start=1",
+        "ghn3-orth:noise=0,orth_start=1.0",
+        "ghn2-orth:orth_start=0.685",
+    ]
+    for method, label in zip(methods, labels, strict=True):
+        (again,) = parse_methods(label)
+        assert again == method
+        assert type(again.orth_start) is type(method.orth_start)
+    assert parse_methods(",".join(labels)) == tuple(methods)
+
+
+def test_settings_for_all_methods_that_have_them() -> None:
+    methods = parse_methods("rand,orth,ghn3,ghn3-orth:noise=0", noise=1e-3, orth_start=5)
+    assert [method.label for method in methods] == [
+        "rand",
+        "orth",
+        "ghn3:noise=0.001",
+        "ghn3-orth:noise=0,orth_start=5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("magic", "unknown method 'magic': choose among ghn3-orth, ghn3"),
+        ("", "unknown method ''"),
+        ("rand,rand", "one or more different ones"),
+        ("ghn3,ghn3-orth,ghn3", "one or more different ones"),
+        ("rand:noise=0", "method rand has no noise"),
+        ("orth:orth_start=3", "method orth has no orth_start"),
+        ("ghn3:orth_start=3", "method ghn3 has no orth_start"),
+        ("ghn3:noise=loud", "'noise=loud' in method 'ghn3:noise=loud': give a number"),
+        ("ghn3:noise=nan", "noise of ghn3 is nan: give a number from 0 up"),
+        ("ghn3:noise=-1", "from 0 up"),
+        ("ghn3-orth:orth_start=1.5", "share of the depth, at most 1"),
+        ("ghn3-orth:noise=0,noise=1", "once each"),
+        ("ghn3-orth:volume=0", "give noise and orth_start"),
+        ("noise=0", "unknown method 'noise=0'"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, message: str) -> None:
+    with pytest.raises(GHNInitError, match=message):
+        parse_methods(text)
