@@ -21,12 +21,13 @@ import argparse
 import gzip
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ghn_init import GHNInitError, load_ghn
 from ghn_init._atomic import atomic_path
@@ -65,7 +66,7 @@ class Protocol:
     library: str
     steps: int
     methods: str = METHODS
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     reach: tuple[float, ...] = (50, 60, 70)
 
 
@@ -85,17 +86,13 @@ def main() -> None:
     results = {}
     for name in options.models.split(","):
         protocol = quick(MODELS[name]) if options.quick else MODELS[name]
-        seeds = 1 if options.quick else options.seeds
-        how = FineTuning(protocol.steps, eval_every=max(1, protocol.steps // 5))
-        result: Comparison = compare(
-            lambda seed, name=name, library=protocol.library: (  # type: ignore[misc]
-                create_model(name, library, len(CLASSES), seed)[0]
-            ),
+        result = compare(
+            builder(name, protocol.library),
             parse_methods(protocol.methods),
             data,
-            how,
+            FineTuning(protocol.steps, eval_every=max(1, protocol.steps // 5)),
             [Point(rate) for rate in protocol.rates],
-            seeds=seeds,
+            seeds=1 if options.quick else options.seeds,
             ghn=ghn,
             reach=protocol.reach,
             results=options.out / f"{name}.json",
@@ -116,10 +113,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--data", type=Path, default="/usr/share/datasets/fashion-mnist",
                         help="folder of the four idx files; default: %(default)s")  # fmt: skip
-    parser.add_argument("--out", type=Path, default="runs/transfer", help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true",
-                        help="a few steps of everything, in a folder of its own")  # fmt: skip
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="folder; default: runs/transfer[-quick]")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything")
+    options = parser.parse_args()
+    options.out = options.out or Path("runs", "transfer-quick" if options.quick else "transfer")
+    unknown = set(options.models.split(",")) - set(MODELS)
+    if unknown:
+        parser.error(f"unknown model {min(unknown)}: choose among {', '.join(MODELS)}.")
+    return options
+
+
+def builder(name: str, library: str) -> Callable[[int], nn.Module]:
+    """The model for a seed."""
+    return lambda seed: create_model(name, library, len(CLASSES), seed)[0]
 
 
 def quick(protocol: Protocol) -> Protocol:
