@@ -293,7 +293,7 @@ def _initial_values(
             report = replace(report, left=_left(graph, tensors, "kept by method orth"))
         else:
             with_head = _predicts_head(graph, ghn, settings.head)
-            predicted = predict_graphs([graph], ghn, [with_head], settings.seed)[0]
+            (predicted,) = predict_graphs([graph], ghn, [with_head], settings.seed, repeat=False)
             tensors = {name: tensor.float() for name, tensor in predicted.items()}
             report = replace(
                 report,
@@ -338,8 +338,11 @@ def _token_notes(graph: Graph) -> tuple[str, ...]:
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+    if not tensors:
+        return
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()])
+    for name, is_finite in zip(tensors, finite.tolist(), strict=True):  # a GPU is waited for once
+        if not is_finite:
             raise GHNInitError(
                 f"the checkpoint predicts values for {name} that are not finite: it does not suit "
                 "this model. Use another checkpoint."

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import GHNInitError
+from ._tiling import fill
 
 
 def assign(model: nn.Module, tensors: Mapping[str, Tensor], seed: int) -> None:
@@ -27,7 +28,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], seed: int) -> None:
     params = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in tensors.items():
-            params[name].copy_(tensor)
+            fill(params[name], tensor)
 
 
 def check_writable(model: nn.Module, names: Mapping[str, object]) -> None:

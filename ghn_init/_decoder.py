@@ -1,14 +1,16 @@
 """Node features -> parameter tensors (GHN-2 paper, Section 3.2; GHN-3 paper, Appendix A.1).
 
 A decoder can produce a tensor of `max_shape` for every node. Only the channels and kernel
-positions that a layer uses are computed: the rows of the last linear maps are selected before
-they are multiplied.
+positions that a layer uses are computed, and the weights of all layers are decoded together: the
+last linear map has most of a hypernetwork's parameters, and each is read once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,27 +18,8 @@ from torch import Tensor, nn
 
 from ._config import GHNConfig
 
-Rows = tuple[Tensor, Tensor]
-"""Some rows of a linear map: weight and bias."""
-
-
-class Selected:
-    """Rows that were selected before in one prediction.
-
-    They are remembered in training only: there every selection costs a gradient of the size of
-    the whole map, while in inference it costs memory to keep it.
-    """
-
-    def __init__(self) -> None:
-        self._rows: dict[tuple[str, int, int], Rows] = {}
-
-    def get(self, key: tuple[str, int, int], select: Callable[[], Rows]) -> Rows:
-        """The rows of that key, selected if they are new."""
-        if not torch.is_grad_enabled():
-            return select()
-        if key not in self._rows:
-            self._rows[key] = select()
-        return self._rows[key]
+Size = tuple[int, int, int, int]
+"""(out, in, height, width) of a weight."""
 
 
 class ConvDecoder(nn.Module):
@@ -55,50 +38,111 @@ class ConvDecoder(nn.Module):
         self.conv = nn.Sequential(nn.Linear(4 * d, 8 * d), nn.ReLU(), nn.Linear(8 * d, c * c))
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(c, config.num_classes))
 
-    def forward(
-        self, x: Tensor, out: int, in_: int, height: int, width: int, selected: Selected
-    ) -> Tensor:
-        """`(N, d)` node features -> `(N, out, in, height, width)`, out and in at most C.
-
-        A kernel larger than S is bilinearly interpolated.
+    def forward(self, wanted: Sequence[tuple[Tensor, Size]]) -> list[Tensor]:
+        """Decode weights of several sizes at once.
 
         Arguments:
-            x: features of nodes.
-            out, in_, height, width: of the weights.
-            selected: see there.
-        """
-        h, w = min(height, self.kernel), min(width, self.kernel)
-        out, in_ = min(out, self.channels), min(in_, self.channels)
-        first = selected.get(("positions", h, w), lambda: self._positions(h, w))
-        weight = F.relu(F.linear(x, *first)).view(len(x), h, w, -1)  # (N, h, w, 4d)
-        weight = self.conv[1](self.conv[0](weight))
-        last = selected.get(("channels", out, in_), lambda: self._channels(out, in_))
-        weight = F.linear(weight, *last)  # (N, h, w, out * in)
-        weight = weight.permute(0, 3, 1, 2)
-        if (h, w) != (height, width):
-            weight = F.interpolate(weight, (height, width), mode="bilinear")
-        return weight.unflatten(1, (out, in_))
+            wanted: `(N, d)` features of nodes, and the size of their weights: out and in at most
+                C; a kernel larger than S is bilinearly interpolated.
 
-    def classifier(self, x: Tensor, in_: int, selected: Selected) -> Tensor:
-        """`(N, d)` node features -> `(N, num_classes, in)`, in at most C."""
-        weight = self(x, self.channels, in_, 1, 1, selected)[..., 0, 0]  # (N, C, in)
+        Returns: for each size, `(N, out, in, height, width)`.
+        """
+        kernels = [(min(h, self.kernel), min(w, self.kernel)) for _, (_, _, h, w) in wanted]
+        columns = self._hidden([x for x, _ in wanted], kernels)
+        weights = self._channels(columns, [size[:2] for _, size in wanted])
+        decoded = []
+        for (x, (_, _, *kernel)), weight, (h, w) in zip(wanted, weights, kernels, strict=True):
+            weight = weight.unflatten(1, (h, w, len(x))).permute(3, 0, 4, 1, 2)
+            if [h, w] != kernel:
+                larger = F.interpolate(weight.flatten(0, 1), kernel, mode="bilinear")
+                weight = larger.unflatten(0, weight.shape[:2])
+            decoded.append(weight)
+        return decoded
+
+    def classifier(self, weight: Tensor) -> Tensor:
+        """`(N, C, in)` decoded weights -> `(N, num_classes, in)`."""
         return self.class_layer_predictor(weight.transpose(1, 2)).transpose(1, 2)
 
-    def _positions(self, h: int, w: int) -> Rows:
-        """First linear map, for the kernel positions in use: `(h * w * 4d, d)`."""
+    def _hidden(self, nodes: Sequence[Tensor], kernels: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """All but the last linear map: `(N, d)` -> `(h * w * N, 8d)` for each kernel size."""
+        members: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for k, kernel in enumerate(kernels):
+            members[kernel].append(k)
+        hidden: dict[int, Tensor] = {}
+        for (h, w), ks in members.items():
+            positions = self._positions(torch.cat([nodes[k] for k in ks]), h, w)
+            x = self.conv[1](self.conv[0](F.relu(positions))).unflatten(0, (h * w, -1))
+            split = x.split([len(nodes[k]) for k in ks], dim=1)
+            hidden |= zip(ks, (part.flatten(0, 1) for part in split), strict=True)
+        return [hidden[k] for k in range(len(nodes))]
+
+    def _positions(self, x: Tensor, h: int, w: int) -> Tensor:
+        """First linear map, for the kernel positions in use: `(N, d)` -> `(h * w * N, 4d)`."""
         s = self.kernel
         top, left = (s // 2 - h // 2, s // 2 - w // 2) if self.centred else (0, 0)
-        first_weight, first_bias = self.fc[0].parameters()
-        rows = first_weight.view(-1, s, s, self.hidden_size)[:, top : top + h, left : left + w]
-        bias = first_bias.view(-1, s, s)[:, top : top + h, left : left + w]
-        rows, bias = rows.permute(1, 2, 0, 3), bias.permute(1, 2, 0)
-        return rows.flatten(0, 2), bias.flatten()
+        weight, shift = self.fc[0].parameters()
+        rows = weight.view(-1, s, s, self.hidden_size)[:, top : top + h, left : left + w]
+        bias = shift.view(-1, s, s)[:, top : top + h, left : left + w]
+        by_height = zip(rows.unbind(1), bias.unbind(1), strict=True)
+        products = [_products(x, r.transpose(0, 1), b.t()) for r, b in by_height]  # (w, N, 4d)
+        return torch.cat(products).flatten(0, 1)
 
-    def _channels(self, out: int, in_: int) -> Rows:
-        """Last linear map, for the channels in use: `(out * in, 8d)`."""
-        weight, bias = self.conv[2].parameters()
-        rows = weight.view(self.channels, self.channels, -1)[:out, :in_].flatten(0, 1)
-        return rows, bias.view(self.channels, self.channels)[:out, :in_].flatten()
+    def _channels(
+        self, columns: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """Last linear map, for the channels in use: `(M, 8d)` -> `(out, M, in)` for each size.
+
+        The map is cut where a size ends, and each piece is multiplied at once with the columns of
+        all sizes that reach it. Pieces are views: in inference they are not copied, in training
+        their gradients are put together once.
+        """
+        weight, bias = (p.unflatten(0, (self.channels, -1)) for p in self.conv[2].parameters())
+        widest_first = sorted(range(len(sizes)), key=lambda k: -sizes[k][1])
+        strips: list[list[Tensor]] = [[] for _ in sizes]
+        for end, rows, shift in _cut(weight, bias, 0, {out for out, _ in sizes}):
+            tall = [k for k in widest_first if sizes[k][0] >= end]
+            joined = torch.cat([columns[k] for k in tall])
+            pieces: dict[int, list[Tensor]] = {k: [] for k in tall}
+            for end, piece, add in _cut(rows, shift, 1, {sizes[k][1] for k in tall}):
+                reaching = [k for k in tall if sizes[k][1] >= end]
+                lengths = [len(columns[k]) for k in reaching]
+                used = joined[: sum(lengths)]
+                if len(piece) <= piece.shape[1]:
+                    products = _products(used, piece, add)
+                else:  # as few products as can be
+                    products = _products(used, piece.transpose(0, 1), add.t()).transpose(0, 2)
+                for k, product in zip(reaching, products.split(lengths, dim=1), strict=True):
+                    pieces[k].append(product)
+            for k in tall:
+                strips[k].append(torch.cat(pieces[k], dim=2))
+        return [torch.cat(parts) for parts in strips]
+
+
+def _cut(
+    weight: Tensor, bias: Tensor, axis: int, ends: set[int]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Cut the rows of a linear map at the given ends: each end, and what lies before it."""
+    lengths = [b - a for a, b in pairwise([0, *sorted(ends | {weight.shape[axis]})])]
+    parts = zip(weight.split(lengths, axis), bias.split(lengths, axis), strict=True)
+    return ((end, *part) for end, part in zip(sorted(ends), parts, strict=False))
+
+
+def _products(columns: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
+    """A linear map whose rows are cut out of a larger one, and not next to each other.
+
+    Arguments:
+        columns: `(M, K)`, what it is applied to.
+        rows: `(A, B, K)` weight; rows of one A have a constant distance.
+        bias: `(A, B)`.
+
+    Returns: `(A, M, B)`.
+    """
+    if torch.is_grad_enabled():  # rows are copied, but the gradients are one product each
+        products = F.linear(columns, rows.flatten(0, 1), bias.flatten())
+        return products.unflatten(1, bias.shape).transpose(0, 1)
+    if columns.is_cpu and columns.dtype == torch.bfloat16:  # for which baddbmm copies the rows
+        return torch.stack([F.linear(columns, r, b) for r, b in zip(rows, bias, strict=True)])
+    return torch.baddbmm(bias[:, None], columns.expand(len(rows), -1, -1), rows.mT)
 
 
 class VectorDecoder(nn.Module):
@@ -117,7 +161,7 @@ class VectorDecoder(nn.Module):
         return self.fc(x).unflatten(-1, (2, -1))
 
 
-def fit(decoded: Tensor, shape: tuple[int, ...]) -> Tensor:
+def fit(decoded: Tensor, shape: tuple[int, ...], repeat: bool = True) -> Tensor:
     """Bring decoded tensors to a parameter's channels, cutting what is too large.
 
     What is too small is repeated along the output, then the input channels.
@@ -127,11 +171,11 @@ def fit(decoded: Tensor, shape: tuple[int, ...]) -> Tensor:
         shape: sizes of the parameter's channels, `(out,)` or `(out, in)`.
     """
     for axis, size in enumerate(shape[:2], start=1):
-        if decoded.shape[axis] < size:
+        if repeat and decoded.shape[axis] < size:
             times = [1] * decoded.dim()
             times[axis] = -(-size // decoded.shape[axis])
             decoded = decoded.repeat(times)
-        decoded = decoded.narrow(axis, 0, size)
+        decoded = decoded.narrow(axis, 0, min(size, decoded.shape[axis]))
     return decoded
 
 

@@ -125,6 +125,7 @@ def encode(graphs: Sequence[Graph], num_classes: int, kernel: int) -> EncodedGra
     longest = max(sizes)
     primitives = torch.zeros(len(graphs), longest, dtype=torch.long)
     shapes = torch.zeros(len(graphs), longest, 4, dtype=torch.long)
+    degrees = torch.zeros(2, len(graphs), longest, dtype=torch.long)
     distances = torch.zeros(len(graphs), longest, longest, dtype=torch.int16)
     dummy = [len(channels), len(channels), len(kernels), len(kernels)]
     for b, graph in enumerate(graphs):
@@ -145,13 +146,16 @@ def encode(graphs: Sequence[Graph], num_classes: int, kernel: int) -> EncodedGra
                 ]
             )
         shapes[b, :n] = torch.tensor(rows)
+        ends = torch.tensor(sorted(set(graph.edges)), dtype=torch.long).view(-1, 2)
+        degrees[0, b, :n] = ends[:, 1].bincount(minlength=n)
+        degrees[1, b, :n] = ends[:, 0].bincount(minlength=n)
         distances[b, :n, :n] = graph.distances
-    one_hop = distances == 1
+    degrees.clamp_(max=MAX_DEGREE)
     return EncodedGraphs(
         primitives=primitives,
         shapes=shapes,
-        in_degrees=one_hop.sum(1).clamp_(max=MAX_DEGREE),
-        out_degrees=one_hop.sum(2).clamp_(max=MAX_DEGREE),
+        in_degrees=degrees[0],
+        out_degrees=degrees[1],
         input_distances=distances[:, 0].long().clamp_(max=MAX_INPUT_DISTANCE),
         distances=distances,
         sizes=sizes,
@@ -169,6 +173,6 @@ def pair_rows(distances: Tensor) -> Tensor:
 
     Returns: `(B, N, N)` int64.
     """
-    forward = distances.long()
-    backward = forward.transpose(1, 2)
-    return forward + torch.where(backward > 0, backward + MAX_DISTANCE, 0)
+    backward = distances.transpose(1, 2).contiguous()
+    rows = distances + backward  # in two bytes a pair, as long as it can be
+    return rows.add_((backward > 0).to(rows.dtype), alpha=MAX_DISTANCE).long()

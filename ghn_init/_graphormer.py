@@ -57,8 +57,10 @@ class Attention(nn.Module):
         backward = torch.cat([none, steps[1:]])
         embed = self.edge_embed.embed
         pairs = torch.cat([embed(forward + _EDGE_SHIFT), embed(backward + _EDGE_SHIFT)], dim=-1)
-        table = self.proj_e(pairs)  # (pairs, heads)
-        return table.t()[:, pair_rows(distances)].transpose(0, 1)
+        table = self.proj_e(pairs).t()  # (heads, pairs)
+        rows = pair_rows(distances)
+        looked_up = table.gather(1, rows.flatten().expand(self.heads, -1))
+        return looked_up.view(self.heads, *rows.shape).transpose(0, 1)
 
     def forward(self, x: Tensor, edge_term: Tensor) -> Tensor:
         """`(B, N, d)` node features and `(B, heads, N, N)` edge term -> `(B, N, d)`."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ._graph import WEIGHTS, Graph
+from ._tiling import repeated
+
+_GRAM_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -56,17 +61,34 @@ def post_process(
     """
     layers = weight_layers(graph)
     heads = classifier_weights(graph)
-    changed: dict[str, Tensor] = {}
-    deficient = []
-    for name in layers[max(0, steps.first_layer(len(layers)) - 1) :]:
-        if name in heads or name not in tensors:
-            continue
-        if steps.noise > 0:
-            changed[name] = add_noise(tensors[name], steps.noise, generator)
-        if steps.orth:
-            changed[name], lacked = orthogonalize(changed.get(name, tensors[name]))
-            deficient += [name] if lacked else []
-    return PostProcessed(changed, tuple(deficient))
+    late = layers[max(0, steps.first_layer(len(layers)) - 1) :]
+    names = [name for name in late if name in tensors and name not in heads]
+    weights = {name: repeated(tensors[name], graph.shapes[name]) for name in names}
+    if steps.noise > 0:
+        for name in names:
+            weights[name] = add_noise(weights[name], steps.noise, generator)
+    lacked: dict[str, Tensor] = {}
+    if steps.orth:
+        for alike in _batches(weights):
+            batch, deficient = orthogonalize(_stacked([weights[name] for name in alike]))
+            weights |= zip(alike, batch.unbind(), strict=True)
+            lacked |= zip(alike, deficient.unbind(), strict=True)
+    if not (steps.noise > 0 or steps.orth):
+        return PostProcessed({}, ())
+    flags = torch.stack([lacked[name] for name in names]).tolist() if lacked else []
+    return PostProcessed(weights, tuple(itertools.compress(names, flags)))
+
+
+def _batches(weights: dict[str, Tensor]) -> list[list[str]]:
+    """Layers to orthogonalize together: on a GPU, which has room for them, those of one shape."""
+    alike: dict[object, list[str]] = defaultdict(list)
+    for name, weight in weights.items():
+        alike[weight.shape if weight.is_cuda else name].append(name)
+    return list(alike.values())
+
+
+def _stacked(weights: list[Tensor]) -> Tensor:
+    return weights[0][None] if len(weights) == 1 else torch.stack(weights)
 
 
 def weight_layers(graph: Graph) -> list[str]:
@@ -96,49 +118,60 @@ def add_noise(weight: Tensor, beta: float, generator: torch.Generator) -> Tensor
     """
     spread = beta * correlation_spread(weight)
     noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-    return weight + spread * noise.to(weight.device)
+    return noise.to(weight.device).mul_(spread).add_(weight)
 
 
-def correlation_spread(weight: Tensor) -> float:
+def correlation_spread(weight: Tensor) -> Tensor:
     """Standard deviation of the K x K Pearson correlations between output channels.
 
     The matrix is not built. With the channels' standardised values in the rows of Z (K x M), its
     entries are those of Z Z^T: their sum is the squared norm of Z's column sums, the sum of their
     squares is the squared norm of the smaller of Z Z^T and Z^T Z. Constant channels correlate
     with nothing (0). A single channel has nothing to be told apart from: 0.
+
+    Returns: no dimensions, float64; a GPU is not waited for.
     """
     rows = weight.reshape(weight.shape[0], -1).to(torch.promote_types(weight.dtype, torch.float32))
     entries = rows.shape[0] ** 2
     if entries == 1:
-        return 0.0
-    z = torch.nn.functional.normalize(rows - rows.mean(dim=1, keepdim=True), dim=1)
-    gram = z @ z.t() if z.shape[0] <= z.shape[1] else z.t() @ z
+        return rows.new_zeros((), dtype=torch.float64)
+    z = rows - rows.mean(dim=1, keepdim=True)
+    z.div_(torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min_(1e-12))
     total = z.sum(dim=0).double().square().sum()
-    squares = gram.double().square().sum()
-    variance = (squares - total.square() / entries) / (entries - 1)
-    return float(variance.clamp(min=0).sqrt())
+    squares = _squared_norm_of_gram(z if z.shape[0] <= z.shape[1] else z.t())
+    return ((squares - total.square() / entries) / (entries - 1)).clamp_(min=0).sqrt()
 
 
-def orthogonalize(weight: Tensor) -> tuple[Tensor, bool]:
+def _squared_norm_of_gram(z: Tensor) -> Tensor:
+    """Squared norm of Z Z^T, which is symmetric: what is above the diagonal is not computed."""
+    squares = z.new_zeros((), dtype=torch.float64)
+    for start in range(0, len(z), _GRAM_BLOCK):
+        block = z[start:] @ z[start : start + _GRAM_BLOCK].t()
+        block = block.double().square_()
+        squares += 2 * block.sum() - block[:_GRAM_BLOCK].sum()
+    return squares
+
+
+def orthogonalize(weights: Tensor) -> tuple[Tensor, Tensor]:
     """Orthogonal re-initialization (second paper, Eq. 2): Q * sign(diag(R)), w = Q R.
 
-    The weight as a matrix, output channels by the rest, gets orthonormal rows or columns,
+    A weight as a matrix, output channels by the rest, gets orthonormal rows or columns,
     whichever are fewer. Householder QR gives an orthonormal Q whatever the rank; directions that
     a rank-deficient weight does not have are then arbitrary, though deterministic.
 
     Arguments:
-        weight: two or more dimensions, output channels first.
+        weights: `(N, out, ...)`, N weights of one shape, output channels first.
 
-    Returns: the new weight, and whether the old one was rank-deficient.
+    Returns: the new weights, and for each whether the old one was rank-deficient.
     """
-    matrix = weight.reshape(weight.shape[0], -1)
-    matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-    wide = matrix.shape[0] < matrix.shape[1]
-    q, r = torch.linalg.qr(matrix.t() if wide else matrix)
-    diagonal = r.diagonal()
-    q = q * torch.where(diagonal < 0, -1.0, 1.0).to(q.dtype)  # sign(0) = 0 would lose a direction
-    size = diagonal.abs()
+    matrices = weights.reshape(*weights.shape[:2], -1)
+    matrices = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
+    wide = matrices.shape[1] < matrices.shape[2]
+    q, r = torch.linalg.qr(matrices.mT if wide else matrices)
+    diagonal = r.diagonal(dim1=1, dim2=2)
+    q.mul_(torch.where(diagonal < 0, -1.0, 1.0)[:, None])  # sign(0) = 0 would lose a direction
+    sizes = diagonal.abs()
     # Rounding leaves about sqrt(size) eps where there should be a zero.
-    tolerance = max(matrix.shape) ** 0.5 * torch.finfo(matrix.dtype).eps * size.max()
-    deficient = bool((size <= tolerance).any())
-    return (q.t() if wide else q).reshape(weight.shape).to(weight.dtype).contiguous(), deficient
+    tolerance = max(matrices.shape[1:]) ** 0.5 * torch.finfo(matrices.dtype).eps
+    deficient = (sizes <= tolerance * sizes.amax(1, keepdim=True)).any(1)
+    return (q.mT if wide else q).reshape(weights.shape).to(weights.dtype).contiguous(), deficient

@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ._decoder import Selected, fit, normalise_bias, normalise_norm_weight, normalise_weight
+from ._decoder import Size, fit, normalise_bias, normalise_norm_weight, normalise_weight
 from ._encoding import class_tokens, shape4
 from ._ghn import GHN
 from ._graph import NORMS, WEIGHTS, Graph, Node
@@ -19,7 +19,7 @@ from ._graph import NORMS, WEIGHTS, Graph, Node
 _TOKEN_STD = 0.02
 """Standard deviation of the class tokens' rows in a positional embedding (spec, section 6)."""
 
-_MAX_VALUES = 2**24
+_MAX_VALUES = 2**26
 """Values that are decoded at a time, unless a single parameter has more."""
 
 
@@ -35,6 +35,15 @@ class _Recipe:
     kind: str
     shape: tuple[int, ...]
 
+    def size(self, channels: int) -> Size | None:
+        """Of what a decoder of so many channels decodes for it; None for vectors."""
+        if self.kind == "class_weight":
+            return channels, min(self.shape[1], channels), 1, 1
+        if self.kind not in ("weight", "position"):
+            return None
+        out, in_, height, width = shape4(self.shape, self.kind == "position")
+        return min(out, channels), min(in_, channels), height, width
+
 
 @dataclass(frozen=True)
 class _Target:
@@ -46,29 +55,33 @@ class _Target:
 
 
 def predict_graphs(
-    graphs: Sequence[Graph], ghn: GHN, classifiers: Sequence[bool], seed: int = 0
+    graphs: Sequence[Graph],
+    ghn: GHN,
+    classifiers: Sequence[bool],
+    seed: int = 0,
+    repeat: bool = True,
 ) -> list[dict[str, Tensor]]:
-    """Predict the parameters of a batch of graphs; nodes of one shape are decoded together.
+    """Predict the parameters of a batch of graphs; all of their nodes are decoded together.
 
     Arguments:
         graphs: one per model.
         ghn: the hypernetwork; it computes on its own device.
         classifiers: for each graph, whether to predict its classification layer.
         seed: of the rows for class tokens in positional embeddings, the only random values.
+        repeat: whether to repeat tensors that are decoded smaller than their parameter, and else
+            leave that to `assign`: of a wide model they are a small part of its size.
 
     Returns: for each graph, tensors by parameter name, on the hypernetwork's device, in its dtype.
         Gradients flow to the hypernetwork unless they are switched off.
     """
     features = _features(graphs, ghn)
     predicted: list[dict[str, Tensor]] = [{} for _ in graphs]
-    selected = Selected()
-    for recipe, targets in _batches(_groups(graphs, classifiers)):
-        by_graph = groupby(targets, key=lambda target: target.graph)
-        rows = torch.cat([features[graph][[t.index for t in ts]] for graph, ts in by_graph])
-        columns = [tensor.unbind() for tensor in _decode(ghn, rows, recipe, selected, seed)]
-        for target, tensors in zip(targets, zip(*columns, strict=True), strict=True):
-            named = zip(_names(target.node), tensors, strict=False)
-            predicted[target.graph] |= {name: tensor for name, tensor in named if name}
+    for batch in _batches(_groups(graphs, classifiers), ghn.config.channels):
+        for targets, tensors in _decode(ghn, features, batch, seed, repeat):
+            columns = [tensor.unbind() for tensor in tensors]
+            for target, *values in zip(targets, *columns, strict=True):
+                named = zip(_names(target.node), values, strict=False)
+                predicted[target.graph] |= {name: value for name, value in named if name}
     return predicted
 
 
@@ -100,13 +113,22 @@ def _groups(graphs: Sequence[Graph], classifiers: Sequence[bool]) -> dict[_Recip
 
 
 def _batches(
-    groups: dict[_Recipe, list[_Target]],
-) -> Iterator[tuple[_Recipe, list[_Target]]]:
+    groups: dict[_Recipe, list[_Target]], channels: int
+) -> Iterator[list[tuple[_Recipe, list[_Target]]]]:
     """The groups, cut so that what is computed at a time stays small next to a large model."""
+    batch: list[tuple[_Recipe, list[_Target]]] = []
+    room = _MAX_VALUES
     for recipe, targets in groups.items():
-        count = max(1, _MAX_VALUES // math.prod(recipe.shape))
+        values = math.prod(recipe.size(channels) or (1,))
+        count = max(1, _MAX_VALUES // values)
         for start in range(0, len(targets), count):
-            yield recipe, targets[start : start + count]
+            part = targets[start : start + count]
+            if batch and room < values * len(part):
+                yield batch
+                batch, room = [], _MAX_VALUES
+            batch.append((recipe, part))
+            room -= values * len(part)
+    yield batch
 
 
 def _recipe(node: Node, is_classifier: bool) -> _Recipe:
@@ -126,38 +148,62 @@ def _names(node: Node) -> tuple[str | None, str | None]:
 
 
 def _decode(
-    ghn: GHN, x: Tensor, recipe: _Recipe, selected: Selected, seed: int
-) -> tuple[Tensor, ...]:
+    ghn: GHN,
+    features: list[Tensor],
+    batch: list[tuple[_Recipe, list[_Target]]],
+    seed: int,
+    repeat: bool,
+) -> Iterator[tuple[list[_Target], tuple[Tensor, ...]]]:
+    """For each recipe its targets, and what is decoded for them: one tensor, or two for norms."""
+    rows = [_rows(features, targets) for _, targets in batch]
+    sizes = [recipe.size(ghn.config.channels) for recipe, _ in batch]
+    wanted = [(x, size) for x, size in zip(rows, sizes, strict=True) if size]
+    weights = iter(ghn.decoder(wanted))
+    for (recipe, targets), x, size in zip(batch, rows, sizes, strict=True):
+        if size:
+            yield targets, (_weight(ghn, next(weights), recipe, seed, repeat),)
+        else:
+            yield targets, _vectors(ghn, x, recipe, repeat)
+
+
+def _rows(features: list[Tensor], targets: list[_Target]) -> Tensor:
+    """`(N, d)` features of nodes."""
+    by_graph = groupby(targets, key=lambda target: target.graph)
+    return torch.cat([features[graph][[t.index for t in ts]] for graph, ts in by_graph])
+
+
+def _weight(ghn: GHN, decoded: Tensor, recipe: _Recipe, seed: int, repeat: bool) -> Tensor:
+    """`(N, out, in, height, width)` decoded weights -> `(N, *shape)` parameters."""
+    shape = recipe.shape
+    if recipe.kind == "position":
+        return _positional(decoded, shape, seed)
+    if recipe.kind == "class_weight":
+        decoded = ghn.decoder.classifier(decoded[..., 0, 0])
+    weight = fit(normalise_weight(decoded, shape), shape[:2], repeat)
+    return weight.reshape(*weight.shape[:3], *shape[2:])
+
+
+def _vectors(ghn: GHN, x: Tensor, recipe: _Recipe, repeat: bool) -> tuple[Tensor, ...]:
     """`(N, d)` features of nodes with one recipe -> `(N, *shape)` parameters; two for norms."""
-    kind, shape = recipe.kind, recipe.shape
-    if kind == "position":
-        return (_positional(ghn, x, shape, selected, seed),)
-    if kind == "class_weight":
-        weight = ghn.decoder.classifier(x, min(shape[1], ghn.config.channels), selected)
-        return (fit(normalise_weight(weight, shape), shape[:2]).reshape(-1, *shape),)
-    if kind == "weight":
-        out, in_, height, width = shape4(shape)
-        weight = normalise_weight(ghn.decoder(x, out, in_, height, width, selected), shape)
-        return (fit(weight, (out, in_)).reshape(-1, *shape),)
     vectors = ghn.decoder_1d(x)
-    if kind == "class_bias":
-        return (fit(normalise_bias(ghn.bias_class(vectors[:, 1])), shape),)
-    bias = fit(normalise_bias(vectors[:, 1]), shape)
-    return (bias,) if kind == "bias" else (fit(normalise_norm_weight(vectors[:, 0]), shape), bias)
+    if recipe.kind == "class_bias":
+        return (fit(normalise_bias(ghn.bias_class(vectors[:, 1])), recipe.shape, repeat),)
+    bias = fit(normalise_bias(vectors[:, 1]), recipe.shape, repeat)
+    if recipe.kind == "bias":
+        return (bias,)
+    return fit(normalise_norm_weight(vectors[:, 0]), recipe.shape, repeat), bias
 
 
-def _positional(
-    ghn: GHN, x: Tensor, shape: tuple[int, ...], selected: Selected, seed: int
-) -> Tensor:
+def _positional(decoded: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     """Positional embeddings: `(N, 1, tokens, channels)`, class tokens (drawn) in front.
 
     One with four dimensions is taken as it is decoded.
     """
-    out, in_, height, width = shape4(shape, positional=True)
-    decoded = fit(ghn.decoder(x, out, in_, height, width, selected), (out, in_))
+    out, in_, _, _ = shape4(shape, positional=True)
+    decoded = fit(decoded, (out, in_))
     if len(shape) == 4:
         return decoded
     patches = decoded.flatten(3).transpose(2, 3)
     generator = torch.Generator().manual_seed(seed)  # whatever else is in the batch
     front = torch.randn(1, 1, class_tokens(shape), in_, generator=generator) * _TOKEN_STD
-    return torch.cat([front.to(patches).expand(len(x), -1, -1, -1), patches], dim=2)
+    return torch.cat([front.to(patches).expand(len(patches), -1, -1, -1), patches], dim=2)

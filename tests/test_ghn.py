@@ -11,7 +11,7 @@ from models import ConvNet
 
 import ghn_init
 from ghn_init import GHN, GHNConfig, Graph, Node
-from ghn_init._decoder import Selected, fit, normalise_bias, normalise_norm_weight, normalise_weight
+from ghn_init._decoder import fit, normalise_bias, normalise_norm_weight, normalise_weight
 from ghn_init._encoding import (
     channel_row,
     channel_table,
@@ -21,6 +21,7 @@ from ghn_init._encoding import (
     shape4,
 )
 from ghn_init._layout import expected_shapes
+from ghn_init._tiling import fill, repeated
 
 GHN3 = GHNConfig("ghn3", 16, 2, 8, (16, 16, 11, 11), 10)
 GHN2 = GHNConfig("ghn2", 16, 1, 1, (32, 32, 11, 11), 10)
@@ -106,15 +107,32 @@ def test_decoder_cuts_before_it_computes(config: GHNConfig, size: tuple[int, ...
     full = decoder.conv(full).view(3, s, s, c, c).permute(0, 3, 4, 1, 2)
     top, left = (s // 2 - h // 2, s // 2 - w // 2) if config.arch == "ghn3" else (0, 0)
     expected = full[:, :out, :in_, top : top + h, left : left + w]
-    torch.testing.assert_close(decoder(x, *size, Selected()), expected)
+    torch.testing.assert_close(decoder([(x, size)])[0], expected)
 
 
 def test_decoder_interpolates_larger_kernels() -> None:
     decoder = make(GHN3).decoder
     x = torch.randn(1, 16, generator=torch.Generator().manual_seed(2))
-    full = decoder(x, 4, 4, 11, 11, Selected())
+    full, larger = decoder([(x, (4, 4, 11, 11)), (x, (4, 4, 15, 15))])
     expected = F.interpolate(full[0], (15, 15), mode="bilinear")[None]
-    torch.testing.assert_close(decoder(x, 4, 4, 15, 15, Selected()), expected)
+    torch.testing.assert_close(larger, expected)
+
+
+@pytest.mark.parametrize("config", [GHN3, GHN2])
+def test_decoder_decodes_several_sizes_at_once(config: GHNConfig) -> None:
+    decoder = make(config).decoder
+    generator = torch.Generator().manual_seed(2)
+    sizes = [
+        (16, 3, 3, 3),
+        (5, 16, 1, 1),
+        (4, 4, 2, 5),
+        (8, 1, 11, 11),
+        (1, 9, 3, 3),
+        (16, 16, 1, 1),
+    ]
+    wanted = [(torch.randn(n + 1, 16, generator=generator), s) for n, s in enumerate(sizes)]
+    for one, weight in zip(wanted, decoder(wanted), strict=True):
+        torch.testing.assert_close(weight, decoder([one])[0])
 
 
 def test_fit_cuts_and_repeats() -> None:
@@ -125,6 +143,16 @@ def test_fit_cuts_and_repeats() -> None:
         [0, 1, 2, 0, 1, 2, 0],
         [3, 4, 5, 3, 4, 5, 3],
     ]
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (9, 3), (16, 16, 3, 3), (1, 2, 5)])
+def test_filling_is_repeating(shape: tuple[int, ...]) -> None:
+    block = torch.randn(tuple(map(min, shape, (4, 3, 9, 9))))
+    expected = fit(block[None], shape[:2])[0]
+    assert torch.equal(repeated(block, shape), expected)
+    strided = torch.zeros(*shape, 2)[..., 0]
+    fill(strided, block)
+    assert torch.equal(strided, expected)
 
 
 def test_normalisation() -> None:

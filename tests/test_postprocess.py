@@ -15,15 +15,23 @@ from ghn_init._postprocess import (
 )
 
 
+def orthogonalized(weight: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Of a single weight."""
+    (result,), (deficient,) = orthogonalize(weight[None])
+    return result, bool(deficient)
+
+
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("shape", [(16, 3, 3, 3), (64, 4), (4, 64), (2, 2), (12, 12, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(16, 3, 3, 3), (64, 4), (4, 64), (2, 2), (12, 12, 1, 1), (300, 400)]
+)
 def test_spread_is_that_of_the_correlation_matrix(shape: tuple[int, ...]) -> None:
     weight = random(*shape)
     expected = torch.corrcoef(weight.reshape(shape[0], -1).double()).std().item()
-    assert correlation_spread(weight) == pytest.approx(expected, rel=1e-5)
+    assert correlation_spread(weight).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_spread_without_channels_to_compare() -> None:
@@ -31,13 +39,13 @@ def test_spread_without_channels_to_compare() -> None:
     assert correlation_spread(torch.ones(4, 8)) == 0  # constant channels correlate with nothing
     mixed = torch.cat([random(3, 8), torch.ones(1, 8)])
     corr = torch.corrcoef(mixed).nan_to_num()
-    assert correlation_spread(mixed) == pytest.approx(corr.std().item(), rel=1e-4)
+    assert correlation_spread(mixed).item() == pytest.approx(corr.std().item(), rel=1e-4)
 
 
 def test_noise_follows_equation_1() -> None:
     weight = random(256, 16, 3, 3)
     noise = add_noise(weight, 0.5, torch.Generator().manual_seed(1)) - weight
-    expected = 0.5 * correlation_spread(weight)
+    expected = 0.5 * correlation_spread(weight).item()
     assert noise.std().item() == pytest.approx(expected, rel=0.02)
     assert abs(noise.mean().item()) < 0.01 * expected
     again = add_noise(weight, 0.5, torch.Generator().manual_seed(1)) - weight
@@ -48,7 +56,7 @@ def test_noise_follows_equation_1() -> None:
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_orthogonal_step_follows_equation_2(shape: tuple[int, ...], scale: float) -> None:
     weight = scale * random(*shape)
-    result, deficient = orthogonalize(weight)
+    result, deficient = orthogonalized(weight)
     assert not deficient
     assert result.shape == shape
     q = result.reshape(shape[0], -1)
@@ -68,7 +76,7 @@ def test_orthogonal_init_of_torch_is_the_same_step() -> None:
         expected = torch.nn.init.orthogonal_(torch.empty(12, 5, 3, 3))
         torch.manual_seed(3)
         drawn = torch.empty(12, 45).normal_()
-    result, _ = orthogonalize(drawn.reshape(12, 5, 3, 3))
+    result, _ = orthogonalized(drawn.reshape(12, 5, 3, 3))
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
@@ -76,14 +84,23 @@ def test_orthogonal_init_of_torch_is_the_same_step() -> None:
     "weight", [torch.zeros(4, 8), torch.ones(8, 4), random(2, 16).repeat(4, 1)]
 )
 def test_rank_deficient_weights_are_completed_and_reported(weight: torch.Tensor) -> None:
-    result, deficient = orthogonalize(weight)
+    result, deficient = orthogonalized(weight)
     assert deficient
     gram = result @ result.t() if len(result) < result.shape[1] else result.t() @ result
     torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-5, rtol=0)
 
 
+def test_a_batch_is_each_weight_by_itself() -> None:
+    weights = torch.stack([random(6, 4, 3, seed=seed) for seed in range(3)])
+    weights[1] = 1
+    results, deficient = orthogonalize(weights)
+    assert deficient.tolist() == [False, True, False]
+    for weight, result in zip(weights, results, strict=True):
+        torch.testing.assert_close(result, orthogonalized(weight)[0])
+
+
 def test_half_precision_is_computed_in_float32() -> None:
-    result, _ = orthogonalize(random(16, 32).bfloat16())
+    result, _ = orthogonalized(random(16, 32).bfloat16())
     assert result.dtype == torch.bfloat16
     gram = result.float() @ result.float().t()
     torch.testing.assert_close(gram, torch.eye(16), atol=1e-2, rtol=0)

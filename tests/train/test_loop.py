@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 
 from ghn_init import GHNInitError, load_ghn
-from ghn_init._decoder import Selected
 from ghn_init._predict import predict_graphs
 from ghn_init.train import _loop
 from ghn_init.train._config import TrainConfig, from_json
@@ -312,7 +311,7 @@ def test_mup_gives_every_layer_a_rate_by_its_fan_in(config: MakeConfig) -> None:
     assert len(factor) == len(list(ghn.parameters()))
     assert factor[id(ghn.decoder.conv[2].weight)] == 64 / (8 * 32)
     assert factor[id(ghn.decoder.conv[2].bias)] == 1
-    weights = [ghn.decoder(torch.randn(64, 32), 8, 8, 3, 3, Selected()), ghn.decoder.conv[2].weight]
+    weights = [*ghn.decoder([(torch.randn(64, 32), (8, 8, 3, 3))]), ghn.decoder.conv[2].weight]
     assert weights[0].std().item() == pytest.approx(0.1, rel=0.3)
 
 
