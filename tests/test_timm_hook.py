@@ -12,7 +12,7 @@ import torch
 from timm import create_model
 
 import ghn_init
-from ghn_init import GHNInitError, timm_hook
+from ghn_init import GHN, GHNInitError, timm_hook
 
 
 def same_parameters(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -91,7 +91,10 @@ def test_switching_off_and_on(checkpoint: Path) -> None:
 
 
 def test_as_a_tag(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ghn_init._apply.DEFAULTS", {"ghn3": checkpoint})
+    def default(arch: str, device: str) -> tuple[GHN, str]:
+        return ghn_init.load_ghn(checkpoint, device), ""
+
+    monkeypatch.setattr("ghn_init._apply.load_default", default)
     model = create_model("resnet18.ghn3-orth", num_classes=10)
     expected = ghn_init.apply(create_model("resnet18", num_classes=10), ghn=checkpoint)
     for (name, a), b in zip(model.named_parameters(), expected.parameters(), strict=True):
