@@ -21,6 +21,8 @@ from ._squeeze import find_squeeze_excitation, is_global_pool, op_name
 from ._trace import Inputs, record
 from ._values import CREATE, NOTHING, PICK, REARRANGE, STATISTIC, TRANSPOSE, Value, union
 
+_NO_LAYER = "multiplied with activations, and no layer that stores (out, in)"
+
 
 def trace_graph(
     model: nn.Module, inputs: Inputs, training: bool = True, fake: bool = True
@@ -31,10 +33,10 @@ def trace_graph(
         model: the model; it is left as it was.
         inputs: example inputs.
         training: run in training mode, else in evaluation mode.
-        fake: run on fake tensors, else on real ones.
+        fake: run without numbers, else on real tensors.
 
     Raises:
-        NeedsNumbers: if the model cannot run on fake tensors.
+        NeedsNumbers: if the model cannot run without numbers.
         GHNInitError: if the model does not run on the inputs.
     """
     return _Builder(model).build(record(model, inputs, training, fake))
@@ -212,10 +214,12 @@ class _Builder:
         weight, value, x = (right, b, a) if a.is_data else (left, a, b)
         if not x.is_data or not value.params:
             return self._pass_through(node)
+        param = self._param(value, _size(weight)) or value.params[0]
+        whole = math.prod(self.shapes[param]) == math.prod(weight.meta["val"].shape[-2:])
         # A layer stores (out, in): it is multiplied from the left, or transposed from the right.
         oriented = value.transposed == (weight is right)
-        if not oriented or not all(_is_matrix(self.shapes[p]) for p in value.params[:1]):
-            self._leave(value, "a matrix that is not stored as (out, in)")
+        if not (oriented and whole and _is_matrix(self.shapes[value.params[0]])):
+            self._leave(value, _NO_LAYER)
             return replace(NOTHING, sources=union([x, self._get(bias)]))
         return self._weight("conv", x, weight, bias)
 
@@ -253,9 +257,12 @@ class _Builder:
         return self._norm("ln", node.args[0], node.args[2], None)
 
     def _fused_attention(self, node: fx.Node) -> Value:
-        for value in self._operands(node)[3:]:
+        factors, tables = self._operands(node)[:3], self._operands(node)[3:]
+        for value in factors:
+            self._leave(value, _NO_LAYER)
+        for value in tables:
             self._leave(value, "relative-position table: no primitive")
-        return self._add_node(Node("msa"), union(self._operands(node)[:3]))
+        return self._add_node(Node("msa"), union(factors))
 
     def _softmax(self, node: fx.Node) -> Value:
         return replace(self._pass_through(node), attention=True)

@@ -28,8 +28,8 @@ _SEARCH_LIMIT = 64
 
 def op_name(node: fx.Node) -> str:
     """`aten::conv2d` and the like, without the overload; empty for what is no operator."""
-    schema = getattr(node.target, "_schema", None)
-    return schema.name if schema else ""
+    name: str = node.meta.get("name", "")
+    return name
 
 
 def is_global_pool(node: fx.Node) -> bool:

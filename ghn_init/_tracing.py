@@ -24,7 +24,7 @@ _ON_NUMBERS = "traced on random numbers, as the forward pass depends on the numb
 def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
     """Trace a model into the computational graph that a graph hypernetwork reads.
 
-    The model runs once on fake tensors, in training mode: nothing is computed, and its
+    The model runs once on meta tensors, in training mode: nothing is computed, and its
     parameters, buffers and mode, and the global RNG, are left as they are. The graph does not
     depend on the weights nor on the mode. (A model that cannot run so, as a detector without
     targets, runs in evaluation mode, and on real numbers if it must; the graph's notes say so.)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import ghn_init
 from ghn_init import GHNInitError, Graph
+from ghn_init._inputs import likely_inputs
+from ghn_init._trace import _MetaRecorder, record
 
 RECORDED = json.loads(
     lzma.decompress((Path(__file__).parent / "data" / "graphs.json.xz").read_bytes())
@@ -233,6 +235,76 @@ def test_shared_layers_and_tied_parameters() -> None:
     assert [node.param for node in graph.nodes[1:]] == [
         "a.weight", "a.bias", "a.weight", "a.bias", "a.weight", "b.bias",
     ]  # fmt: skip
+
+
+class OnACpu(ConvNet):
+    """It insists on its device, which meta tensors do not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.zeros(1).device.type != "cpu":
+            raise RuntimeError(f"not a place for me: {x.device}")
+        return super().forward(x)
+
+
+class AsksItself(ConvNet):
+    """It asks a tensor that it makes for its value, which fake tensors know and meta ones don't."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.tensor(3) > 2:
+            return super().forward(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", [OnACpu, AsksItself])
+def test_models_that_meta_tensors_cannot_run(kind: type[ConvNet]) -> None:
+    assert ghn_init.trace(kind()) == ghn_init.trace(ConvNet())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t"])
+def test_remembered_sizes_do_not_change_the_graph(name: str) -> None:
+    model = torchvision_model(name)
+    _MetaRecorder._known.clear()
+    inputs = next(iter(likely_inputs(model)))
+    cold = record(model, inputs)
+    assert _MetaRecorder._known
+    warm = record(model, inputs)
+    described = [
+        [(str(n), n.target, n.meta.get("val", torch.empty(0)).stride()) for n in graph.nodes]
+        for graph in (cold, warm)
+    ]
+    assert described[0] == described[1]
+
+
+def test_numbers_of_other_types_are_not_taken_for_the_remembered_ones() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, factor: float | bool) -> None:
+            super().__init__()
+            self.linear, self.factor = nn.Linear(3, 2), factor
+
+        def forward(self, x: Tensor) -> Tensor:
+            scaled = torch.arange(3, device=x.device) * self.factor
+            assert scaled.is_floating_point() == (type(self.factor) is float)
+            return self.linear(x * scaled)
+
+    for factor in (1, 1.0, True):
+        assert len(ghn_init.trace(Scaled(factor), torch.zeros(2, 3))) == 3
+
+
+def test_a_parameter_that_asks_in_an_attention_has_its_reason() -> None:
+    class Pooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = nn.Parameter(torch.zeros(1, 1, 1, 8))
+            self.linear, self.head = nn.Linear(3, 8), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)[:, None]
+            query = self.query.expand(len(x), -1, -1, -1)
+            return self.head(F.scaled_dot_product_attention(query, y, y).flatten(1))
+
+    graph = ghn_init.trace(Pooling(), torch.zeros(2, 5, 3))
+    assert list(graph.left) == ["query"]
+    assert "multiplied with activations" in graph.left["query"]
 
 
 def test_outputs_and_inputs_of_any_form() -> None:

@@ -94,15 +94,15 @@ def classifiers() -> list[str]:
 
 
 def build(name: str, device: str = "cpu") -> nn.Module:
-    """A torchvision model; its own initialization is skipped, as nothing is read of it."""
+    """A torchvision model of zeros: its own initialization is skipped."""
     from torchvision import models
 
     slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
         model = models.get_model(name, weights=None, **slow)
     model = model.to_empty(device=device)
-    for param in model.parameters():  # memory is only there once it is written to
-        param.data.zero_()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.zero_()  # memory is only there once it is written to
     return model
 
 

@@ -90,6 +90,9 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--heads", type=int, default=0, metavar="K", help="8, or 16 for D > 64")
     parser.add_argument("--meta-batch", type=int, default=8, metavar="M")
     parser.add_argument("--batch-size", type=int, default=64, metavar="B")
+    parser.add_argument("--own-images", action="store_true",
+                        help="B images for each network (the same B for all M)")  # fmt: skip
+    parser.add_argument("--augment", default="crop", help="crop (and mirror), mirror or none")
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--weight-decay", type=float, default=1e-2)
     parser.add_argument("--warmup", type=int, default=500, help="steps (%(default)s)")
@@ -133,7 +136,8 @@ def _run(args: argparse.Namespace) -> None:
     steps = args.max_steps
     if steps is None:
         count = count_images(args.data) - args.holdout
-        steps = args.epochs * steps_per_epoch(count, args.batch_size)
+        networks = args.meta_batch if args.own_images else 1
+        steps = args.epochs * steps_per_epoch(count, args.batch_size * networks)
     default = Widths()
     widths = Widths(
         tuple(sorted(args.channels or default.channels)),
@@ -156,6 +160,8 @@ def _run(args: argparse.Namespace) -> None:
             heads=args.heads,
             meta_batch=args.meta_batch,
             batch_size=args.batch_size,
+            own_images=args.own_images,
+            augment=args.augment,
             lr=args.lr,
             weight_decay=args.weight_decay,
             warmup=args.warmup,

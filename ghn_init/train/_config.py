@@ -16,6 +16,7 @@ from ._sampling import Widths
 
 PRECISIONS = ("fp32", "bf16")
 PARAMETRIZATIONS = ("standard", "mup")
+AUGMENTATIONS = ("crop", "mirror", "none")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class TrainConfig:
         layers: number of its layers (GHN-2 has one).
         heads: attention heads; 0: 16 where d > 64, else 8.
         meta_batch: architectures in a step, over all processes (m).
-        batch_size: images in a step (b); every architecture sees all of them.
+        batch_size: images that an architecture sees in a step (b).
+        own_images: every architecture of a step sees its own images; otherwise all see the same,
+            as in the papers. Most of a step's noise is that of its images (README).
+        augment: `"crop"` for random crops, every other one mirrored; `"mirror"`; `"none"`.
         steps: length of the run.
         lr, weight_decay: of AdamW.
         warmup: steps in which the learning rate rises linearly.
@@ -68,6 +72,8 @@ class TrainConfig:
     heads: int = 0
     meta_batch: int = 8
     batch_size: int = 64
+    own_images: bool = False
+    augment: str = "crop"
     lr: float = 4e-4
     weight_decay: float = 1e-2
     warmup: int = 500
@@ -95,6 +101,8 @@ class TrainConfig:
                 f"unknown --parametrization {self.parametrization!r}: "
                 f"{', '.join(PARAMETRIZATIONS)}."
             )
+        if self.augment not in AUGMENTATIONS:
+            raise GHNInitError(f"unknown --augment {self.augment!r}: {', '.join(AUGMENTATIONS)}.")
         for name in ("cooldown", "network_clip"):
             if getattr(self, name) < 0:
                 raise GHNInitError(f"--{name.replace('_', '-')} must not be negative.")
@@ -121,6 +129,11 @@ class TrainConfig:
             max_shape=(channels, channels, kernel, kernel),
             num_classes=num_classes,
         )
+
+    @property
+    def images_per_step(self) -> int:
+        """Of all architectures together."""
+        return self.batch_size * (self.meta_batch if self.own_images else 1)
 
     def to_json(self) -> str:
         """As text, for the run's folder and the metadata of the result."""

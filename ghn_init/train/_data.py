@@ -59,8 +59,21 @@ class Images(abc.ABC):
         self.labels, self.classes, self.image_size = labels, classes, image_size
 
     @abc.abstractmethod
-    def train_batches(self, batch_size: int, seed: int, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps `start` to `stop`: shuffled in every epoch, augmented."""
+    def train_batches(
+        self, batch_size: int, seed: int, start: int, stop: int, augment: str = "crop"
+    ) -> Iterator[Batch]:
+        """Batches of steps `start` to `stop`: shuffled in every epoch, augmented.
+
+        Arguments:
+            batch_size: images in a batch; those that do not fill one are left out of an epoch.
+            seed: of order and augmentation.
+            start, stop: numbers of steps.
+            augment: `"crop"` for random crops, every other one mirrored; small images also
+                `"mirror"` or `"none"`.
+
+        Raises:
+            GHNInitError: there are fewer images than a batch has, or large ones are not cropped.
+        """
 
     @abc.abstractmethod
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
@@ -155,10 +168,12 @@ class SmallImages(Images):
         labels = torch.tensor([items.label(i) for i in range(len(items))], device=device)
         return SmallImages(stacked, labels, classes)
 
-    def train_batches(self, batch_size: int, seed: int, start: int, stop: int) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, seed: int, start: int, stop: int, augment: str = "crop"
+    ) -> Iterator[Batch]:
         for step in range(start, stop):
             rows = _train_rows(len(self.labels), batch_size, seed, step).to(self.pixels.device)
-            yield self._augment(self.pixels[rows], seed, step), self.labels[rows]
+            yield self._augment(self.pixels[rows], seed, step, augment), self.labels[rows]
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         for rows in _test_rows(len(self.labels), batch_size):
@@ -169,17 +184,20 @@ class SmallImages(Images):
         rows = indices.to(self.pixels.device)
         return SmallImages(self.pixels[rows], self.labels[rows], self.classes)
 
-    def _augment(self, pixels: Tensor, seed: int, step: int) -> Tensor:
+    def _augment(self, pixels: Tensor, seed: int, step: int, augment: str) -> Tensor:
         """Random crops out of the image with a black margin, every other one mirrored."""
         batch, size, device = len(pixels), self.image_size, pixels.device
+        if augment == "none":
+            return _normalise(pixels, size)
+        pad = _PAD if augment == "crop" else 0
         generator = torch_generator(seed, "augment", step)
-        offsets = torch.randint(2 * _PAD + 1, (2, batch, 1), generator=generator)
+        offsets = torch.randint(2 * pad + 1, (2, batch, 1), generator=generator)
         mirror = torch.rand(batch, 1, generator=generator) < 0.5
         places = torch.arange(size)
         rows = offsets[0] + places
         columns = offsets[1] + torch.where(mirror, places.flip(0), places)
         rows, columns = rows.to(device), columns.to(device)
-        padded = F.pad(pixels, (0, 0, _PAD, _PAD, _PAD, _PAD))
+        padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))
         which = torch.arange(batch, device=device)[:, None, None]
         return _normalise(padded[which, rows[:, :, None], columns[:, None, :]], size)
 
@@ -208,7 +226,14 @@ class LargeImages(Images):
         super().__init__(labels, classes, image_size)
         self.items, self.device, self.workers = items, torch.device(device), workers
 
-    def train_batches(self, batch_size: int, seed: int, start: int, stop: int) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, seed: int, start: int, stop: int, augment: str = "crop"
+    ) -> Iterator[Batch]:
+        if augment != "crop":
+            raise GHNInitError(
+                f"--augment {augment} is for images below {LARGE_IMAGES} pixels: larger ones do "
+                "not have one size before they are cropped."
+            )
         return self._load(_TrainKeys(len(self.labels), batch_size, seed, start, stop))
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:

@@ -77,7 +77,9 @@ def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | Non
 
     start, before = time.monotonic(), state.seconds
     timer = Timer(world.device, schedule.profile)
-    batches = images.train_batches(config.batch_size, config.seed, state.step, config.steps)
+    batches = images.train_batches(
+        config.images_per_step, config.seed, state.step, config.steps, config.augment
+    )
     meta_batches = _meta_batches(config, images, world, state, schedule)
     quiet = schedule.quiet or not world.is_main
     with Logger(folder, config, state, schedule.log_every, quiet) as logger:

@@ -101,7 +101,7 @@ def gradients(
     Arguments:
         ghn: the hypernetwork.
         networks: those of this process, each with its place in the meta-batch.
-        batch: images and labels, on the hypernetwork's device.
+        batch: images and labels of the step, on the hypernetwork's device.
         config: of the run.
         step: number of the step, for what is random in it.
         timer: counts the parts `predict`, `forward` and `backward`.
@@ -119,13 +119,14 @@ def gradients(
     tensors: list[Tensor] = []
     grads: list[Tensor | None] = []
     for (place, network), params in zip(networks, predicted, strict=True):
+        images, labels = _share(batch, place, config)
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
         with timer.part("forward"), torch.random.fork_rng(gpus, enabled=config.dropout > 0):
             if config.dropout > 0:
                 torch.manual_seed(seed_of(config.seed, "dropout", step, place))
             with autocast:
-                logits = network(batch[0], leaves).float()
-            loss = _loss(totals, logits, batch[1], leaves, config)
+                logits = network(images, leaves).float()
+            loss = _loss(totals, logits, labels, leaves, config)
         with timer.part("backward"):
             (loss / config.meta_batch).backward()
             if config.network_clip:
@@ -136,6 +137,14 @@ def gradients(
     with timer.part("backward_ghn"):
         torch.autograd.backward(tensors, grads)
     return totals
+
+
+def _share(batch: Batch, place: int, config: TrainConfig) -> Batch:
+    """The images and labels of a step that one of its networks sees."""
+    if not config.own_images:
+        return batch
+    mine = slice(place * config.batch_size, (place + 1) * config.batch_size)
+    return batch[0][mine], batch[1][mine]
 
 
 def _loss(

@@ -75,6 +75,17 @@ def test_augmented_images_are_shifted_and_mirrored_ones(images: SmallImages) -> 
     assert 10 < mirrored < 38
 
 
+def test_images_that_are_only_mirrored_or_left_as_they_are(images: SmallImages) -> None:
+    plain = {image.numpy().tobytes() for x, _ in images.test_batches(48) for image in x}
+    flipped = {i.flip(2).numpy().tobytes() for x, _ in images.test_batches(48) for i in x}
+    (unchanged, _), *_ = images.train_batches(48, 0, 0, 1, "none")
+    assert {image.numpy().tobytes() for image in unchanged} == plain
+    (mirrored, _), *_ = images.train_batches(48, 0, 0, 1, "mirror")
+    found = [image.numpy().tobytes() for image in mirrored]
+    assert set(found) <= plain | flipped
+    assert 10 < len(set(found) & flipped) < 38
+
+
 def test_test_batches_mix_the_classes(images: SmallImages) -> None:
     labels = torch.cat([y for _, y in images.test_batches(8)])
     assert len(labels) == 48
@@ -87,6 +98,8 @@ def test_large_images_are_loaded_by_step(image_folder: Path) -> None:
     pytest.importorskip("torchvision")
     images = load_images(f"imagefolder:{image_folder}", image_size=96, workers=0)
     batches = [list(images.train_batches(8, 0, start, 3)) for start in (0, 2)]
+    with pytest.raises(GHNInitError, match="--augment none is for images below"):
+        images.train_batches(8, 0, 0, 1, "none")
     assert batches[0][0][0].shape == (8, 3, 96, 96)
     assert torch.equal(batches[0][2][0], batches[1][0][0])
     assert next(iter(images.test_batches(4)))[0].shape == (4, 3, 96, 96)

@@ -55,10 +55,13 @@ def meta_batch(config: TrainConfig, classes: int = 2) -> MetaBatches:
     return MetaBatches(nets, config.meta_batch, config.widths, config.seed, classes, 32)
 
 
-def test_the_gradient_is_that_of_equation_10(config: MakeConfig, tmp_path: Path) -> None:
-    run = config(dropout=0.0, gamma=0.01, meta_batch=3)
+@pytest.mark.parametrize("own_images", [False, True])
+def test_the_gradient_is_that_of_equation_10(config: MakeConfig, own_images: bool) -> None:
+    run = config(dropout=0.0, gamma=0.01, meta_batch=3, batch_size=8, own_images=own_images)
     images = load_images(run.data)
-    batch = next(images.train_batches(8, 0, 0, 1))
+    assert run.images_per_step == (24 if own_images else 8)
+    batch = next(images.train_batches(run.images_per_step, 0, 0, 1))
+    seen = [[x[8 * k * own_images :][:8] for x in batch] for k in range(3)]
     networks = meta_batch(run)[0]
     ghn = initialise(run, 2)
     totals = gradients(ghn, networks, batch, run, 0, Timer(ALONE.device))
@@ -67,9 +70,9 @@ def test_the_gradient_is_that_of_equation_10(config: MakeConfig, tmp_path: Path)
     ghn.zero_grad()
     predicted = predict_graphs([n.graph for _, n in networks], ghn, [True] * 3)
     losses = [
-        F.cross_entropy(network(batch[0], params), batch[1])
+        F.cross_entropy(network(seen[place][0], params), seen[place][1])
         + 0.01 * sum(tensor.norm() for tensor in params.values())
-        for (_, network), params in zip(networks, predicted, strict=True)
+        for (place, network), params in zip(networks, predicted, strict=True)
     ]
     loss = torch.stack(losses).mean()
     loss.backward()
