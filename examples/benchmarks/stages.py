@@ -175,7 +175,7 @@ def measure(
     needed = needed_flop(pipeline.traced, options.ghn)
     row["needed_units"] = {part: flop / UNIT_FLOP for part, flop in needed.items()}
     if published is not None:
-        row["published_seconds"] = published.seconds(name, options.repeat, options.clock)
+        row["published_seconds"] = published.seconds(options, name)
         row["published_units"] = {k: v / unit for k, v in row["published_seconds"].items()}
     elif set(SUM) <= set(options.stages) and name in PUBLISHED_UNITS.get(options.ghn, {}):
         row["published_units"] = {"spec": PUBLISHED_UNITS[options.ghn][name]}
@@ -256,8 +256,9 @@ class Published:
         found = importlib.util.find_spec("ghn3") and importlib.util.find_spec("ppuda")
         return cls(size) if found else None  # it computes on the CPU
 
-    def seconds(self, name: str, repeat: int, clock: str) -> dict[str, float]:
+    def seconds(self, options: argparse.Namespace, name: str) -> dict[str, float]:
         """Of the graph, the prediction (written into the model), and the post-processing."""
+        repeat, clock = options.repeat, options.clock
         from ghn3.graph import Graph as PublishedGraph
         from ghn3.graph import GraphBatch
         from ppuda.utils.init import init
@@ -274,10 +275,12 @@ class Published:
             )
             found["trace+graph"] = median(times)
             with torch.no_grad():
-                found["predict+assign"] = median(timed(predict, repeat, clock)[0])
-                layers = sum(p.dim() > 1 for p in model.parameters())
-                step = lambda: init(model, orth=True, beta=3e-5, layer=round(START * layers))  # noqa: E731
-                found["noise+orthogonal"] = median(timed(step, 1, clock)[0])
+                if "predict" in options.stages:
+                    found["predict+assign"] = median(timed(predict, repeat, clock)[0])
+                if "orthogonal" in options.stages:
+                    layers = sum(p.dim() > 1 for p in model.parameters())
+                    step = lambda: init(model, orth=True, beta=3e-5, layer=round(START * layers))  # noqa: E731
+                    found["noise+orthogonal"] = median(timed(step, 1, clock)[0])
         return found
 
 
