@@ -72,7 +72,7 @@ def plain_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_gc() -> Iterator[None]:
-    """Keep Python from looking for garbage, again and again, among what a recorder keeps."""
+    """Keep Python from looking for garbage, again and again, among what a trace keeps."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ._graph import Graph, Node
+from ._isolation import without_gc
 from ._squeeze import find_squeeze_excitation, is_global_pool, op_name
 from ._trace import Inputs, record
 from ._values import CREATE, NOTHING, PICK, REARRANGE, STATISTIC, TRANSPOSE, Value, union
@@ -39,7 +40,8 @@ def trace_graph(
         NeedsNumbers: if the model cannot run without numbers.
         GHNInitError: if the model does not run on the inputs.
     """
-    return _Builder(model).build(record(model, inputs, training, fake))
+    with without_gc():
+        return _Builder(model).build(record(model, inputs, training, fake))
 
 
 class _Builder:
