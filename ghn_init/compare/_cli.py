@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,6 @@ _RATES = {"adamw": 1e-3, "sgd": 1e-2}
 _EPOCHS = 50
 _VALIDATION = 1000
 _PICTURE, _RESULTS = "curves.png", "results.json"
-
-_NEEDED = {"PIL": "Pillow", "numpy": "numpy"}
-"""What reading images needs, by the name it is imported by."""
 
 
 def add_parser(commands: Any) -> None:
@@ -114,7 +110,9 @@ def _layer(text: str) -> int | float:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    _require_images()
+    from ..train._extra import require_extra
+
+    require_extra("ghn-init compare")
     from .._zoo import create_model
     from ..analysis._models import short_name
     from ..train._distributed import start
@@ -211,15 +209,3 @@ def _save(result: Comparison, folder: Path) -> None:
         return
     result.save(folder / _PICTURE)
     print(f"written to {folder}: {_RESULTS}, {_PICTURE}", file=sys.stderr)
-
-
-def _require_images() -> None:
-    from .._errors import GHNInitError
-
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        names = " and ".join(_NEEDED[name] for name in missing)
-        raise GHNInitError(
-            f"`ghn-init compare` needs {names}, which the extra brings: "
-            "pip install 'ghn-init[train]'."
-        )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .._errors import GHNInitError
-from ..train._data import Images, LargeImages, SmallImages, find_items, open_items
+from ..train._data import Images, LargeImages, SmallImages, open_items
+from ..train._items import find_items
 from ..train._seeds import torch_generator
 
 _SAMPLE = 64

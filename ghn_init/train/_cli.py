@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from pathlib import Path
 
 from .._errors import GHNInitError
-
-_NEEDED = {"PIL": "Pillow", "numpy": "numpy"}
-"""What reading images needs, by the name it is imported by."""
+from ._extra import require_extra
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -121,7 +118,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _run(args: argparse.Namespace) -> None:
-    _require_extra()
+    require_extra("ghn-init train")
     import torch
 
     from ._config import TrainConfig
@@ -208,7 +205,7 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _eval(args: argparse.Namespace) -> None:
-    _require_extra()
+    require_extra("ghn-init train")
     from .._loading import load_ghn
     from ._data import first, load_images
     from ._distributed import start
@@ -237,13 +234,3 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, default=32, metavar="PIXELS")
     parser.add_argument("--holdout", type=int, default=0, help="training images held out")
     parser.add_argument("--device", help="cpu, cuda or another (a GPU where there is one)")
-
-
-def _require_extra() -> None:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        names = " and ".join(_NEEDED[name] for name in missing)
-        raise GHNInitError(
-            f"`ghn-init train` needs {names}, which the extra brings: "
-            "pip install 'ghn-init[train]'."
-        )
