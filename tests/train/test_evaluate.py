@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ghn_init import GHNInitError
-from ghn_init.train import _cli
+from ghn_init.train import _extra
 from ghn_init.train._cli import main
 from ghn_init.train._config import TrainConfig
 from ghn_init.train._data import load_images
@@ -89,7 +89,7 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 def test_without_the_extra_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_extra.importlib.util, "find_spec", lambda name: None)
     arguments = ["--nets", "x", "--data", "y", "--max-steps", "1", "--out", str(tmp_path)]
     assert main(["run", *arguments]) == 1
     error = capsys.readouterr().err
