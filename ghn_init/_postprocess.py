@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ._graph import WEIGHTS, Graph
+from ._threads import side_by_side
 from ._tiling import repeated
 
 _GRAM_BLOCK = 128
@@ -43,6 +46,27 @@ class PostProcessed:
     rank_deficient: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer to post-process.
+
+    Arguments:
+        tensor: predicted; it may still have to be repeated.
+        shape: of the weight.
+        seed: of its noise, so that no layer waits for the noise of another.
+    """
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    seed: int
+
+    @property
+    def cost(self) -> float:
+        """What its QR decomposition takes, but for a factor."""
+        size = math.prod(self.shape)
+        return float(size * min(self.shape[0], size // self.shape[0]))
+
+
 def post_process(
     graph: Graph,
     tensors: dict[str, Tensor],
@@ -59,36 +83,52 @@ def post_process(
 
     Returns: the tensors that changed.
     """
+    if not (steps.noise > 0 or steps.orth):
+        return PostProcessed({}, ())
     layers = weight_layers(graph)
     heads = classifier_weights(graph)
     late = layers[max(0, steps.first_layer(len(layers)) - 1) :]
     names = [name for name in late if name in tensors and name not in heads]
-    weights = {name: repeated(tensors[name], graph.shapes[name]) for name in names}
-    if steps.noise > 0:
-        for name in names:
-            weights[name] = add_noise(weights[name], steps.noise, generator)
-    lacked: dict[str, Tensor] = {}
-    if steps.orth:
-        for alike in _batches(weights):
-            batch, deficient = orthogonalize(_stacked([weights[name] for name in alike]))
-            weights |= zip(alike, batch.unbind(), strict=True)
-            lacked |= zip(alike, deficient.unbind(), strict=True)
-    if not (steps.noise > 0 or steps.orth):
-        return PostProcessed({}, ())
-    flags = torch.stack([lacked[name] for name in names]).tolist() if lacked else []
+    seeds = torch.randint(2**62, (len(names),), generator=generator).tolist()
+    found = _changed(
+        [_Layer(tensors[n], graph.shapes[n], seed) for n, seed in zip(names, seeds, strict=True)],
+        steps,
+    )
+    weights = {name: weight for name, (weight, _) in zip(names, found, strict=True)}
+    flags = torch.stack([lacked for _, lacked in found]).tolist() if found else []
     return PostProcessed(weights, tuple(itertools.compress(names, flags)))
 
 
-def _batches(weights: dict[str, Tensor]) -> list[list[str]]:
-    """Layers to orthogonalize together: on a GPU, which has room for them, those of one shape."""
-    alike: dict[object, list[str]] = defaultdict(list)
-    for name, weight in weights.items():
-        alike[weight.shape if weight.is_cuda else name].append(name)
-    return list(alike.values())
+def _changed(layers: Sequence[_Layer], steps: PostProcessing) -> list[tuple[Tensor, Tensor]]:
+    """For each layer its new weight, and whether it lacked full rank.
+
+    A CPU changes several layers side by side; a GPU, which has room for them, those of one shape
+    together.
+    """
+    if not any(layer.tensor.is_cuda for layer in layers):
+        return side_by_side(
+            lambda layer: _changed_batch([layer], steps)[0], layers, lambda layer: layer.cost
+        )
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, layer in enumerate(layers):
+        alike[layer.shape].append(i)
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for members in alike.values():
+        found |= zip(members, _changed_batch([layers[i] for i in members], steps), strict=True)
+    return [found[i] for i in range(len(layers))]
 
 
-def _stacked(weights: list[Tensor]) -> Tensor:
-    return weights[0][None] if len(weights) == 1 else torch.stack(weights)
+def _changed_batch(layers: Sequence[_Layer], steps: PostProcessing) -> list[tuple[Tensor, Tensor]]:
+    """The same, for layers of one shape on one device."""
+    weights = [repeated(layer.tensor, layer.shape) for layer in layers]
+    if steps.noise > 0:
+        for i, layer in enumerate(layers):
+            generator = torch.Generator().manual_seed(layer.seed)
+            weights[i] = add_noise(weights[i], steps.noise, generator)
+    if not steps.orth:
+        return [(weight, weight.new_zeros((), dtype=torch.bool)) for weight in weights]
+    batch, lacked = orthogonalize(weights[0][None] if len(weights) == 1 else torch.stack(weights))
+    return list(zip(batch.unbind(), lacked.unbind(), strict=True))
 
 
 def weight_layers(graph: Graph) -> list[str]:
@@ -117,7 +157,7 @@ def add_noise(weight: Tensor, beta: float, generator: torch.Generator) -> Tensor
         generator: a CPU generator: the same numbers on every device.
     """
     spread = beta * correlation_spread(weight)
-    noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+    noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype, device="cpu")
     return noise.to(weight.device).mul_(spread).add_(weight)
 
 

@@ -107,6 +107,8 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--max-params", type=int, help="of a network, in drawing its width (2e6)")
     parser.add_argument("--curriculum", type=int, default=0, metavar="STEPS",
                         help="in which networks grow from the smallest tenth to all")  # fmt: skip
+    parser.add_argument("--rare-share", type=float, default=0.0, metavar="P",
+                        help="chance of nets without norms or global pooling")  # fmt: skip
     parser.add_argument("--precision", help="fp32 or bf16 (bf16 on GPUs that have it, else fp32)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patience", type=int, default=20, help="steps without a finite loss")
@@ -172,6 +174,7 @@ def _run(args: argparse.Namespace) -> None:
             precision=args.precision or ("bf16" if on_gpu else "fp32"),
             widths=widths,
             curriculum=args.curriculum,
+            rare_share=args.rare_share,
             seed=args.seed,
             patience=args.patience,
         )

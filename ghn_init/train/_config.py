@@ -55,6 +55,7 @@ class TrainConfig:
         precision: `"fp32"`, or `"bf16"` for autocast.
         widths: of the target networks.
         curriculum: steps in which the target networks grow, see `MetaBatches`.
+        rare_share: chance of a target network to be of a rare kind, see `MetaBatches`.
         seed: of everything that is random.
         patience: steps in a row without a finite loss after which the run stops.
     """
@@ -87,6 +88,7 @@ class TrainConfig:
     precision: str = "fp32"
     widths: Widths = field(default_factory=Widths)
     curriculum: int = 0
+    rare_share: float = 0.0
     seed: int = 0
     patience: int = 20
 
@@ -115,6 +117,8 @@ class TrainConfig:
             )
         if not self.lr > 0 or not self.clip > 0 or not 0 <= self.dropout < 1:
             raise GHNInitError("--lr and --clip must be positive, --dropout from 0 to below 1.")
+        if not 0 <= self.rare_share <= 1:
+            raise GHNInitError("--rare-share must be from 0 to 1.")
 
     def ghn(self, num_classes: int) -> GHNConfig:
         """The configuration of the hypernetwork: its decoder is as wide as the paper's."""

@@ -136,6 +136,7 @@ def _meta_batches(
         world.rank,
         world.size,
         config.curriculum,
+        config.rare_share,
     )
     steps = range(state.step, config.steps)
     workers = schedule.workers

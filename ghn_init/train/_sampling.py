@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,6 +58,8 @@ class MetaBatches(Dataset[list[tuple[int, Network]]]):
         curriculum: steps in which the largest architecture that is drawn grows from those of the
             smallest tenth to all; small networks are cheap, and are learned fast. Networks without
             normalisation, which are small and hard to learn, come last.
+        rare_share: chance of each network to be one of a rare kind: without normalisation, or
+            without global pooling, which are one in thirty and one in fifty.
     """
 
     nets: Sequence[Architecture]
@@ -69,6 +72,7 @@ class MetaBatches(Dataset[list[tuple[int, Network]]]):
     rank: int = 0
     world_size: int = 1
     curriculum: int = 0
+    rare_share: float = 0.0
 
     def __getitem__(self, step: int) -> list[tuple[int, Network]]:
         """The networks of this process, each with its place in the meta-batch."""
@@ -81,15 +85,26 @@ class MetaBatches(Dataset[list[tuple[int, Network]]]):
         rng = python_generator(self.seed, "widths", step)
         drawn = []
         for place in range(step * self.size, (step + 1) * self.size):
-            if step < self.curriculum:
-                share = _FIRST_SHARE + (1 - _FIRST_SHARE) * step / self.curriculum
-                net = self._by_size[rng.randrange(max(1, int(share * len(self.nets))))]
-            else:
-                epoch, index = divmod(place, len(self.nets))
-                net = self.nets[_order(len(self.nets), self.seed, epoch)[index]]
+            net = self._next(step, place, rng)
             channels = rng.choice(self.widths.allowed(net))
             drawn.append(net.resized(channels, rng.choice(self.widths.fc_dims)))
         return drawn
+
+    def _next(self, step: int, place: int, rng: random.Random) -> Architecture:
+        """The architecture of a place in the sequence of all steps."""
+        if self.rare_share and self._rare and rng.random() < self.rare_share:
+            return rng.choice(rng.choice(self._rare))
+        if step < self.curriculum:
+            share = _FIRST_SHARE + (1 - _FIRST_SHARE) * step / self.curriculum
+            return self._by_size[rng.randrange(max(1, int(share * len(self.nets))))]
+        epoch, index = divmod(place, len(self.nets))
+        return self.nets[_order(len(self.nets), self.seed, epoch)[index]]
+
+    @cached_property
+    def _rare(self) -> list[list[Architecture]]:
+        """The rare kinds of which there are any."""
+        kinds = [net for net in self.nets if not net.norm], [n for n in self.nets if not n.glob_avg]
+        return [kind for kind in kinds if kind]
 
     @cached_property
     def _by_size(self) -> list[Architecture]:

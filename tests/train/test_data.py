@@ -151,3 +151,16 @@ def test_a_curriculum_begins_with_small_networks() -> None:
     assert all((a.num_nodes or 0) <= sizes[2] for a in batches.architectures(0))
     late = [a.num_nodes or 0 for s in range(90, 100) for a in batches.architectures(s)]
     assert max(late) > sizes[15]
+
+
+def test_rare_networks_can_be_drawn_more_often() -> None:
+    nets = [sample("train", i) for i in range(300)]
+    rare = [not net.norm or not net.glob_avg for net in nets]
+    assert 0 < sum(rare) < 40
+    batches = MetaBatches(nets, 4, Widths((16,)), 0, 10, 32, curriculum=100, rare_share=0.5)
+    drawn = [net for step in range(200) for net in batches.architectures(step)]
+    assert 0.2 < sum(not net.norm for net in drawn) / len(drawn) < 0.35
+    assert 0.2 < sum(not net.glob_avg for net in drawn) / len(drawn) < 0.35
+    common = [net for net, is_rare in zip(nets, rare, strict=True) if not is_rare]
+    batches = MetaBatches(common, 4, Widths((16,)), 0, 10, 32, rare_share=1.0)
+    assert len(batches.architectures(0)) == 4
