@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
@@ -23,6 +23,7 @@ from ._tracing import check_traceable, trace
 
 METHODS = ("ghn3-orth", "ghn3", "ghn2-orth", "ghn2", "orth", "rand")
 HEADS = ("auto", "predict", "keep")
+NORM_LAYERS = ("predict", "keep")
 
 _NOISE = 1e-5
 _NOISE_ORTH = 3e-5
@@ -36,6 +37,7 @@ class _Settings:
     method: str
     arch: str | None  # the hypernetwork's architecture; None for the baselines
     head: str
+    norms: str
     seed: int
     steps: PostProcessing
 
@@ -48,6 +50,7 @@ def apply(
     ghn: str | os.PathLike[str] | GHN | None = ...,
     device: str | torch.device | None = ...,
     head: str = ...,
+    norms: str = ...,
     noise: float | None = ...,
     orth_start: float | None = ...,
     seed: int = ...,
@@ -65,6 +68,7 @@ def apply(
     ghn: str | os.PathLike[str] | GHN | None = ...,
     device: str | torch.device | None = ...,
     head: str = ...,
+    norms: str = ...,
     noise: float | None = ...,
     orth_start: float | None = ...,
     seed: int = ...,
@@ -81,6 +85,7 @@ def apply(
     ghn: str | os.PathLike[str] | GHN | None = None,
     device: str | torch.device | None = None,
     head: str = "auto",
+    norms: str = "predict",
     noise: float | None = None,
     orth_start: int | float | None = None,
     seed: int = 0,
@@ -103,6 +108,8 @@ def apply(
         device: where the hypernetwork computes. Default: where a given hypernetwork is, else CPU.
         head: `"auto"` (default) predicts the classification layer only if its number of classes
             is the checkpoint's, else leaves it; `"predict"`; `"keep"`.
+        norms: `"predict"` (default) the weights and biases of normalisation layers, or `"keep"`
+            the model's own, which is safer with a checkpoint that has seen few layers like them.
         noise: beta of Eq. 1 of the second paper. Default: 1e-5, and 3e-5 for `*-orth`.
         orth_start: L of the second paper, for methods with `orth`: the layer from which weights
             are post-processed, as an index counted from 1 (int) or as a share of the depth
@@ -125,7 +132,7 @@ def apply(
         GHNInitError: on any bad argument, model, input or checkpoint; the model is then exactly
             as it was.
     """
-    settings = _check(method, head, noise, orth_start, seed)
+    settings = _check(method, head, norms, noise, orth_start, seed)
     if ghn is not None and settings.arch is None:
         raise GHNInitError(f"method {method!r} uses no checkpoint: leave ghn out.")
     check_traceable(model)
@@ -205,10 +212,16 @@ def predict(
 
 
 def _check(
-    method: str, head: str, noise: float | None, orth_start: float | None, seed: int
+    method: str,
+    head: str,
+    norms: str,
+    noise: float | None,
+    orth_start: float | None,
+    seed: int,
 ) -> _Settings:
     _check_choice("method", method, METHODS)
     _check_choice("head", head, HEADS)
+    _check_choice("norms", norms, NORM_LAYERS)
     orth = method.endswith("orth")
     arch = method.split("-")[0] if method.startswith("ghn") else None
     if noise is not None and (arch is None or not noise >= 0 or noise == float("inf")):
@@ -228,7 +241,7 @@ def _check(
         orth_start = _ORTH_START if arch and orth else 1
     if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
         raise GHNInitError(f"seed is {seed!r}: give an integer of at most 64 bits.")
-    return _Settings(method, arch, head, seed, PostProcessing(noise, orth, orth_start))
+    return _Settings(method, arch, head, norms, seed, PostProcessing(noise, orth, orth_start))
 
 
 def _check_choice(what: str, value: object, known: Sequence[str]) -> None:
@@ -294,7 +307,8 @@ def _initial_values(
         else:
             with_head = _predicts_head(graph, ghn, settings.head)
             (predicted,) = predict_graphs([graph], ghn, [with_head], settings.seed, repeat=False)
-            tensors = {name: tensor.float() for name, tensor in predicted.items()}
+            kept = graph.norm_parameters if settings.norms == "keep" else frozenset()
+            tensors = {name: t.float() for name, t in predicted.items() if name not in kept}
             report = replace(
                 report,
                 checkpoint=ghn.name,
@@ -304,6 +318,7 @@ def _initial_values(
                 predicted=tuple(n for n in graph.shapes if n in tensors),
                 left=_left(graph, tensors, _head_reason(graph, ghn, settings.head)),
             )
+            report = _without(report, kept, 'normalisation layer kept (norms="keep")')
         _check_finite(tensors)
         processed = post_process(graph, tensors, settings.steps, generator)
     report = replace(
@@ -349,7 +364,7 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _without(report: Report, names: Sequence[str], reason: str) -> Report:
+def _without(report: Report, names: Collection[str], reason: str) -> Report:
     """The report with some parameters left after all."""
     if not names:
         return report

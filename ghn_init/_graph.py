@@ -108,6 +108,12 @@ class Graph:
         return found
 
     @cached_property
+    def norm_parameters(self) -> frozenset[str]:
+        """Names of the normalisation layers' weights and biases."""
+        norms = (node for node in self.nodes if node.op in NORMS)
+        return frozenset(name for n in norms for name in (n.param, n.norm_bias) if name)
+
+    @cached_property
     def classifiers(self) -> tuple[tuple[int, int | None], ...]:
         """Indices of the classification layer's weight and bias (None if it has none).
 

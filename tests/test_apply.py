@@ -91,6 +91,17 @@ def test_orth_start(start: float, layers: int) -> None:
     assert len(report.postprocessed) == layers
 
 
+def test_norms_can_be_kept() -> None:
+    model = ConvNet()
+    before = state(model)
+    _, report = ghn_init.apply(model, ghn=seeded(), norms="keep", return_report=True)
+    kept = {"norm.weight", "norm.bias"}
+    assert {n for n, why in report.left.items() if 'norms="keep"' in why} == kept
+    assert not kept & {*report.predicted, *report.postprocessed}
+    for name, param in model.named_parameters():
+        assert torch.equal(param, before[name]) == (name in kept)
+
+
 def test_methods() -> None:
     predicted = ConvNet()
     ghn_init.apply(predicted, "ghn2-orth", ghn=seeded(GHN2))
@@ -198,6 +209,7 @@ class Evil:
     [
         ({"method": "ghn4"}, "unknown method 'ghn4'.*ghn3-orth, ghn3, ghn2-orth, ghn2, orth, rand"),
         ({"head": "no"}, "unknown head 'no'"),
+        ({"norms": "no"}, "unknown norms 'no': choose one of predict, keep"),
         ({"ghn": "ghn3xxl"}, "ghn3xxl.*ghn3xlm16"),
         ({"ghn": "nowhere.pt"}, "nowhere.pt"),
         ({"noise": -1.0}, "noise"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from .._apply import METHODS
+from .._apply import METHODS, NORM_LAYERS
 from .._errors import GHNInitError
 
 
@@ -19,6 +20,7 @@ class Method:
         noise: beta of the second paper's Eq. 1, for ghn methods. Default: that of `apply`.
         orth_start: L of the second paper, for `ghn*-orth` methods: a layer (int) or a share of the
             depth (float). Default: that of `apply`.
+        norms: `"predict"` or `"keep"`, for ghn methods. Default: that of `apply`.
 
     Raises:
         GHNInitError: an unknown name, or a value that the method does not have or take.
@@ -27,14 +29,20 @@ class Method:
     name: str
     noise: float | None = None
     orth_start: int | float | None = None
+    norms: str | None = None
 
     def __post_init__(self) -> None:
         if self.name not in METHODS:
             raise GHNInitError(f"unknown method {self.name!r}: choose among {', '.join(METHODS)}.")
+        for key in _READ:
+            if getattr(self, key) is not None and key not in self.keys:
+                raise GHNInitError(f"method {self.name} has no {key}: leave it out.")
+        if self.norms not in (None, *NORM_LAYERS):
+            raise GHNInitError(
+                f"norms of {self.name} is {self.norms!r}: give {' or '.join(NORM_LAYERS)}."
+            )
         for key in ("noise", "orth_start"):
             value = getattr(self, key)
-            if value is not None and key not in self.keys:
-                raise GHNInitError(f"method {self.name} has no {key}: leave it out.")
             if value is not None and not 0 <= value < math.inf:
                 raise GHNInitError(f"{key} of {self.name} is {value}: give a number from 0 up.")
         if isinstance(self.orth_start, float) and self.orth_start > 1:
@@ -53,7 +61,8 @@ class Method:
         """What can be set."""
         if self.arch is None:
             return ()
-        return ("noise", "orth_start") if self.name.endswith("-orth") else ("noise",)
+        orth = ("orth_start",) if self.name.endswith("-orth") else ()
+        return ("noise", *orth, "norms")
 
     @property
     def label(self) -> str:
@@ -63,12 +72,15 @@ class Method:
             given.append(f"noise={float(self.noise)!r}".removesuffix(".0"))
         if self.orth_start is not None:  # 1.0 is a share of the depth, 1 a layer
             given.append(f"orth_start={self.orth_start!r}")
+        if self.norms is not None:
+            given.append(f"norms={self.norms}")
         return f"{self.name}:{','.join(given)}" if given else self.name
 
 
-_READ: dict[str, Callable[[str], float]] = {
+_READ: dict[str, Callable[[str], Any]] = {
     "noise": float,
     "orth_start": lambda text: int(text) if text.isdigit() else float(text),
+    "norms": str,
 }
 
 
@@ -78,8 +90,8 @@ def parse_methods(
     """Methods from a list such as `"rand,ghn3,ghn3-orth:noise=0,orth_start=20"`.
 
     Arguments:
-        text: `NAME[:key=value,...]`, with commas between them; the keys are `noise` and
-            `orth_start`.
+        text: `NAME[:key=value,...]`, with commas between them; the keys are `noise`,
+            `orth_start` and `norms`.
         noise, orth_start: for all methods that have them and do not say otherwise.
 
     Raises:
@@ -111,17 +123,17 @@ def check_methods(methods: Sequence[Method]) -> tuple[Method, ...]:
 
 def _parse(text: str) -> Method:
     name, _, settings = text.partition(":")
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for setting in settings.split(",") if settings else ():
         key, _, value = setting.partition("=")
         if key not in _READ or key in values:
-            known = " and ".join(_READ)
-            raise GHNInitError(f"{setting!r} in method {text!r}: give {known}, once each.")
+            known = ", ".join(_READ)
+            raise GHNInitError(f"{setting!r} in method {text!r}: give one of {known}, once each.")
         try:
             values[key] = _READ[key](value)
         except ValueError as error:
             raise GHNInitError(f"{setting!r} in method {text!r}: give a number.") from error
-    return Method(name, values.get("noise"), values.get("orth_start"))
+    return Method(name, **values)
 
 
 def _with_defaults(method: Method, noise: float | None, orth_start: int | float | None) -> Method:

@@ -124,6 +124,7 @@ class _Runner:
             method.name,
             ghn=None if method.arch is None else self.hypernetworks[method.arch],
             head=self.how.head,
+            norms=method.norms or "predict",
             noise=method.noise,
             orth_start=method.orth_start,
             seed=seed,

@@ -25,6 +25,7 @@ def test_a_label_is_read_as_the_same_method() -> None:
         Method("ghn2-orth", orth_start=0.685),
         Method("ghn3", 1e-5 / 3),
         Method("rand"),
+        Method("ghn3", 0, norms="keep"),
     ]
     labels = [method.label for method in methods]
     assert labels[:3] == [
@@ -32,6 +33,7 @@ def test_a_label_is_read_as_the_same_method() -> None:
         "ghn3-orth:noise=0,orth_start=1.0",
         "ghn2-orth:orth_start=0.685",
     ]
+    assert labels[-1] == "ghn3:noise=0,norms=keep"
     for method, label in zip(methods, labels, strict=True):
         (again,) = parse_methods(label)
         assert again == method
@@ -64,7 +66,9 @@ def test_settings_for_all_methods_that_have_them() -> None:
         ("ghn3:noise=-1", "from 0 up"),
         ("ghn3-orth:orth_start=1.5", "share of the depth, at most 1"),
         ("ghn3-orth:noise=0,noise=1", "once each"),
-        ("ghn3-orth:volume=0", "give noise and orth_start"),
+        ("ghn3-orth:volume=0", "give one of noise, orth_start, norms"),
+        ("orth:norms=keep", "method orth has no norms"),
+        ("ghn3:norms=forget", "norms of ghn3 is 'forget': give predict or keep"),
         ("noise=0", "unknown method 'noise=0'"),
     ],
 )
