@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_folders import bright_and_dark
 from torch import nn
 
 from ghn_init._zoo import create_model
@@ -59,17 +58,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes, dark and bright, 24 training and 8 test images each, all different."""
-    root = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 24), ("test", 8)):
-        for label, level in (("bright", 130), ("dark", 110)):
-            folder = root / split / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = generator.integers(level - 90, level + 90, (16, 16, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return root
+    return bright_and_dark(tmp_path_factory.mktemp("images"), 16, bright=130, dark=110, spread=90)
 
 
 @pytest.fixture(scope="session")

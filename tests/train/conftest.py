@@ -7,10 +7,9 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_folders import bright_and_dark
 
 from ghn_init.train._config import TrainConfig
 from ghn_init.train._generate import sample
@@ -26,17 +25,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes, dark and bright, 24 training and 8 test images each."""
-    root = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 24), ("test", 8)):
-        for label, level in (("bright", 160), ("dark", 60)):
-            folder = root / split / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = generator.integers(level - 40, level + 40, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return root
+    return bright_and_dark(tmp_path_factory.mktemp("images"), 32, bright=160, dark=60, spread=40)
 
 
 @pytest.fixture(scope="session")
