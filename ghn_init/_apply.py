@@ -15,6 +15,7 @@ from ._encoding import class_tokens
 from ._errors import GHNInitError
 from ._ghn import GHN
 from ._graph import Graph
+from ._isolation import plain_modes
 from ._loading import load_default, load_ghn
 from ._postprocess import PostProcessing, classifier_weights, post_process, weight_layers
 from ._predict import predict_graphs
@@ -202,7 +203,7 @@ def predict(
     if len(graphs) != len(models):
         raise GHNInitError(f"{len(models)} models and {len(graphs)} graphs: give one graph each.")
     with_head = [_predicts_head(g, hypernetwork, head) for g in graphs]
-    with torch.no_grad(), torch.device("cpu"):
+    with plain_modes(), torch.no_grad(), torch.device("cpu"):
         found = predict_graphs(graphs, hypernetwork, with_head, seed)
         predicted = [{n: t.float() for n, t in tensors.items()} for tensors in found]
     return predicted[0] if isinstance(model, nn.Module) else predicted
@@ -299,7 +300,7 @@ def _initial_values(
     generator = torch.Generator().manual_seed(settings.seed)
     layers = weight_layers(graph)
     # Whatever default device the caller has set, what is drawn is drawn on the CPU.
-    with torch.no_grad(), torch.device("cpu"):
+    with plain_modes(), torch.no_grad(), torch.device("cpu"):
         if ghn is None:
             drawn = [n for n in layers if n not in classifier_weights(graph)]
             tensors = {n: torch.randn(graph.shapes[n], generator=generator) for n in drawn}

@@ -1,4 +1,4 @@
-"""What a forward pass must not touch, or be touched by: the model, random numbers, settings."""
+"""What our passes must not touch, or be touched by: the model, random numbers, settings."""
 
 from __future__ import annotations
 
@@ -57,6 +57,17 @@ def isolated_rng() -> Iterator[None]:
         random.setstate(python_state)
         if numpy:
             numpy.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def plain_modes() -> Iterator[None]:
+    """Keep the caller's autocast and inference mode from numbers, and from what is dispatched."""
+    with contextlib.ExitStack() as modes:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                modes.enter_context(torch.autocast(device, enabled=False))
+        modes.enter_context(torch.inference_mode(False))
+        yield
 
 
 @contextlib.contextmanager

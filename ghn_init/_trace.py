@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ._errors import GHNInitError
-from ._isolation import isolated_rng, plain_attention, untouched
+from ._isolation import isolated_rng, plain_attention, plain_modes, untouched
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def record(model: nn.Module, inputs: Inputs, training: bool = True, fake: bool =
     error: Exception
     for run in _passes(model) if fake else (_on_numbers,):
         try:
-            with untouched(model, training), isolated_rng(), plain_attention():
+            with untouched(model, training), isolated_rng(), plain_attention(), plain_modes():
                 return run(model, inputs)
         except Exception as caught:  # whatever a user's forward raises
             error = caught

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import random
@@ -89,6 +90,25 @@ def test_orth_start(start: float, layers: int) -> None:
         ConvNet(), "ghn3-orth", ghn=seeded(), orth_start=start, return_report=True
     )
     assert len(report.postprocessed) == layers
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.enable_grad()],
+    ids=["autocast", "inference_mode", "enable_grad"],
+)
+def test_the_callers_modes_change_nothing(mode: contextlib.AbstractContextManager[object]) -> None:
+    expected, expected_report = ghn_init.apply(ConvNet(), ghn=seeded(), return_report=True)
+    model = ConvNet()
+    with mode:
+        _, report = ghn_init.apply(model, ghn=seeded(), return_report=True)
+        predicted = ghn_init.predict(ConvNet(), seeded())
+    assert report == expected_report
+    assert all(param.requires_grad for param in model.parameters())
+    assert equal(state(model), state(expected))
+    assert all(tensor.dtype == torch.float32 for tensor in predicted.values())
+    exact = ghn_init.predict(ConvNet(), seeded())
+    assert equal(exact, predicted)
 
 
 def test_norms_can_be_kept() -> None:
