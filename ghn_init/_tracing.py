@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from ._errors import GHNInitError
@@ -83,13 +84,19 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def check_traceable(model: nn.Module) -> None:
-    """Refuse what is no model, or has no parameters of known shape.
+    """Refuse what is no model of eager modules, or has no parameters of known shape.
 
     Raises:
         GHNInitError: saying so.
     """
     if not isinstance(model, nn.Module):
         raise GHNInitError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise GHNInitError(
+                f"{name or 'model'} is a ScriptModule: initialize the model it was made from, "
+                "and script or trace it afterwards."
+            )
     params = list(model.named_parameters())
     if not params:
         raise GHNInitError(f"{type(model).__name__} has no parameters: nothing to initialize.")

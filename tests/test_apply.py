@@ -289,6 +289,9 @@ def test_models_that_cannot_be_written() -> None:
         ghn_init.apply(nn.ReLU(), ghn=seeded())
     with pytest.raises(GHNInitError, match="lazy"):
         ghn_init.apply(nn.LazyLinear(3), ghn=seeded())
+    scripted = nn.Sequential(nn.Conv2d(3, 8, 3), torch.jit.script(nn.Conv2d(8, 8, 3)))
+    with pytest.raises(GHNInitError, match=r"^1 is a ScriptModule"):
+        ghn_init.apply(scripted, ghn=seeded())
     with torch.inference_mode():
         model = ConvNet()
     with pytest.raises(GHNInitError, match="inference_mode"):
