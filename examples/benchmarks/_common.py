@@ -28,7 +28,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu` is for one thread on a machine that does other work at the same time."""
 
 UNIT_FLOP = 2 * 2048**3
-COPIED_BYTES = 1_000_000_000
+CALIBRATION_BYTES = 1_000_000_000
 """Arithmetic of a calibration unit, a matmul of 2048 x 2048 matrices in float32."""
 
 _SIZES = {"t": (64, 3, 8), "s": (128, 5, 16), "l": (256, 12, 16), "xl": (384, 24, 16)}
@@ -62,13 +62,17 @@ def _wait_for_gpu() -> None:
 
 
 def calibration(clock: str, device: str = "cpu", repeat: int = 7) -> dict[str, float]:
-    """Seconds of the workloads that figures are compared by: one matmul, one copy of 1 GB."""
+    """Seconds of the workloads that figures are compared by.
+
+    `matmul` is one of 2048^3, `copy` one of 1 GB, `read` the sum of its numbers.
+    """
     a, b = torch.rand(2, 2048, 2048, device=device)
     timed(lambda: a @ b, 2)
     matmul = median(timed(lambda: a @ b, repeat, clock)[0])
-    source, target = torch.ones(2, COPIED_BYTES // 4, device=device)
+    source, target = torch.ones(2, CALIBRATION_BYTES // 4, device=device)
     copy = median(timed(lambda: target.copy_(source), 3, clock)[0])
-    return {"matmul": matmul, "copy": copy}
+    read = median(timed(source.sum, 3, clock)[0])
+    return {"matmul": matmul, "copy": copy, "read": read}
 
 
 def config(size: str) -> GHNConfig:

@@ -29,8 +29,8 @@ from typing import Any
 
 import torch
 from _common import (
+    CALIBRATION_BYTES,
     CLOCKS,
-    COPIED_BYTES,
     FOLDER,
     UNIT_FLOP,
     build,
@@ -189,8 +189,8 @@ def measure(
     needed = needed_flop(pipeline.traced, options.ghn)
     row["needed_units"] = {part: flop / UNIT_FLOP for part, flop in needed.items()}
     if "read_mb" in row:
-        copied = 2 * COPIED_BYTES / 2**20  # read, and written
-        row["needed_units"]["reading"] = row["read_mb"] / copied * units["copy"] / unit
+        seconds = (row["read_mb"] << 20) / CALIBRATION_BYTES * units["read"]
+        row["needed_units"]["reading"] = seconds / unit
     if published is not None:
         row["published_seconds"] = published.seconds(options, name)
         row["published_units"] = {k: v / unit for k, v in row["published_seconds"].items()}
@@ -313,7 +313,7 @@ def report(options: argparse.Namespace, rows: list[dict[str, Any]], units: dict[
     parts = [
         f"GHN-3-{options.ghn.upper()}, {options.dtype}, {options.device}, {options.threads} "
         f"threads, {options.clock} clock; a unit (2048^3 matmul) is {units['matmul']:.3f} s, "
-        f"a copy of 1 GB {units['copy']:.3f} s"
+        f"a copy of 1 GB {units['copy']:.3f} s, reading it {units['read']:.3f} s"
     ]
     if any("error" in row for row in rows):
         errors = ", ".join(f"{row['model']} {row['error']:.4f}" for row in rows)
@@ -353,7 +353,7 @@ def comparison(rows: list[dict[str, Any]], stages: list[str]) -> str:
 
     What is needed is counted in three ways: the decoder's arithmetic at the speed of the matmul (as
     the specification does), that and the graph network's, and both with one read of the weights
-    at the speed of the copy.
+    at the speed of a sum.
     """
     whole = len(stages) == len(SUM)
     header = ["+".join(stages), "s", "units", "decoder", "times", "+ network", "times"]
