@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ._errors import GHNInitError
-from ._isolation import isolated_rng, plain_attention, plain_modes, untouched
+from ._isolation import isolated_rng, plain_attention, plain_modes, quiet_fakes, untouched
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def record(model: nn.Module, inputs: Inputs, training: bool = True, fake: bool =
         except Exception as caught:  # whatever a user's forward raises
             error = caught
     lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    reason = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
     kind = NeedsNumbers if fake and isinstance(error, _NUMBERLESS) else GHNInitError
     raise kind(
         f"{type(model).__name__} does not run on the example input ({inputs}): {reason}. "
@@ -122,7 +122,7 @@ def _on_fakes(model: nn.Module, inputs: Inputs) -> fx.Graph:
             tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
         )
 
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), quiet_fakes():
         return _run(model, inputs, copy, _Recorder({}))
 
 

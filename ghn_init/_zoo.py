@@ -55,7 +55,7 @@ def create_model(
         if name in names:
             make = functools.partial(build, name, **keywords)
             return _build(make, f"{candidate} model {name!r}", seed), candidate
-    close = difflib.get_close_matches(name, known, n=3)
+    close = difflib.get_close_matches(name, set(known), n=3)
     hint = f" Did you mean {', '.join(close)}?" if close else ""
     where = library or "timm nor torchvision"
     raise GHNInitError(f"no model {name!r} in {where}.{hint}")

@@ -74,7 +74,7 @@ def test_export_options(tmp_path: Path, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resnet1"], "no model 'resnet1'.*Did you mean"),
+        (["resnet5o"], r"no model 'resnet5o'.*Did you mean resnet50, resnet5\w+, resnet\w+\?"),
         (["resnet18", "--method", "magic"], "unknown method 'magic'"),
         (["resnet18", "--ghn", "missing.pt"], "missing.pt"),
         (["resnet18", "--num-classes", "-3"], "num_classes is -3"),

@@ -328,6 +328,13 @@ def test_large_model_on_meta() -> None:
     assert graph.nodes[1].shape == (10**6, 10**6)
 
 
+def test_torch_does_not_print_what_was_tried(capfd: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(5, 2))
+    with pytest.raises(GHNInitError, match=r"must have same reduction dim, [^.]*\. Pass example"):
+        ghn_init.trace(model, torch.zeros(1, 3, 8, 8))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_errors_leave_the_model_alone() -> None:
     class Failing(ConvNet):
         def forward(self, x: Tensor) -> Tensor:
