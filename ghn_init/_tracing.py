@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from ._errors import GHNInitError
 from ._graph import Graph
-from ._inputs import given_inputs, likely_inputs
+from ._inputs import Inputs, given_inputs, likely_inputs
 from ._primitives import trace_graph
 from ._trace import NeedsNumbers
 
@@ -27,8 +26,9 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
 
     The model runs once on meta tensors, in training mode: nothing is computed, and its
     parameters, buffers and mode, and the global RNG, are left as they are. The graph does not
-    depend on the weights nor on the mode. (A model that cannot run so, as a detector without
-    targets, runs in evaluation mode, and on real numbers if it must; the graph's notes say so.)
+    depend on the weights nor on the mode. (A model whose forward depends on the numbers it computes
+    runs on random ones, and one that does not run in training mode, as a detector without
+    targets, in evaluation mode; the graph's notes say so.)
 
     Arguments:
         model: any `nn.Module` that runs eagerly.
@@ -49,20 +49,18 @@ def _trace_plain(model: nn.Module, example_inputs: Any) -> Graph:
     guessed = example_inputs is None
     candidates = list(likely_inputs(model)) if guessed else [given_inputs(example_inputs)]
     first = None
-    need_numbers = []
     for training in (True, False):  # every size in training mode first: it shows auxiliary heads
-        for inputs in candidates:
-            try:
-                graph = trace_graph(model, inputs, training)
-            except GHNInitError as error:
-                first = first or error
-                need_numbers += [inputs] if isinstance(error, NeedsNumbers) else []
-            else:
-                return graph if training else replace(graph, notes=(_IN_EVALUATION_MODE,))
-    for inputs in need_numbers:
-        with contextlib.suppress(GHNInitError):
-            graph = trace_graph(model, inputs, training=False, fake=False)
-            return replace(graph, notes=(_IN_EVALUATION_MODE, _ON_NUMBERS))
+        need_numbers: list[Inputs] = []
+        for fake in (True, False):
+            for inputs in candidates if fake else need_numbers:
+                try:
+                    graph = trace_graph(model, inputs, training, fake)
+                except GHNInitError as error:
+                    first = first or error
+                    need_numbers += [inputs] if isinstance(error, NeedsNumbers) else []
+                else:
+                    notes = () if training else (_IN_EVALUATION_MODE,)
+                    return replace(graph, notes=notes if fake else (*notes, _ON_NUMBERS))
     assert first is not None
     tried = f" Tried: {'; '.join(map(str, candidates))}." if guessed else ""
     raise GHNInitError(f"{first}{tried}") from first

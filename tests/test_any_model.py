@@ -274,6 +274,20 @@ def test_detector_is_traced_on_numbers() -> None:
     assert model.training
 
 
+def test_a_branch_on_numbers_is_traced_in_training_mode() -> None:
+    class Branching(ConvNet):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.norm(self.stem(x)))
+            if self.training:  # a part that evaluation mode would not show
+                x = self.depthwise(x)
+            x = x.mean((2, 3))
+            return self.head(-x if x.sum() > 0 else x)
+
+    graph = ghn_init.trace(Branching())
+    assert "depthwise.weight" in {node.param for node in graph.nodes}
+    assert [("random numbers" in n, "evaluation" in n) for n in graph.notes] == [(True, False)]
+
+
 def test_hugging_face_vision_models() -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
