@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
 def _add_methods(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", default="rand,orth,ghn3,ghn3-orth", metavar="LIST",
-        help="of `ghn-init list`, each NAME or, with the keys noise and orth_start, "
+        help="of `ghn-init list`, each NAME or, with the keys noise, orth_start and norms, "
         "NAME:key=value,key=value; default: %(default)s",
     )  # fmt: skip
     parser.add_argument(
