@@ -13,7 +13,7 @@ first paper: without noise, without the orthogonal step (`ghn3`), and without bo
 methods come the orthogonal step from the first layer on and, for the smaller models, that with
 the model's own norms.
 
-It takes about an hour on one core, `--quick` two minutes. What is finished is kept in
+It takes about an hour and a half on one core, `--quick` two minutes. What is finished is kept in
 `--out`: the same command goes on where it was stopped.
 """
 
