@@ -9,9 +9,11 @@ images; the learning rate is chosen for each method among the same ones, on 1000
 images. The data is Fashion-MNIST: 28x28, padded to 32x32, three equal channels, normalised as
 CIFAR-10, moved and mirrored in training. Models are as in the libraries: ResNet-50 keeps its stem
 for large images, so its last stage sees 1x1. RegNetY-200MF also goes through the ablations of the
-first paper: without noise, without the orthogonal step (`ghn3`), and without both. To the papers'
-methods come the orthogonal step from the first layer on and, for the smaller models, that with
-the model's own norms.
+first paper: without noise, without the orthogonal step (`ghn3`), and without both.
+
+Methods without settings are as `ghn_init.apply` takes them, with what suits the checkpoint: the
+embedded one makes all layers orthogonal and leaves layer norms alone. What the papers do, from L =
+68.5% of the depth on and with all norms predicted, is run beside it where it differs.
 
 It takes about an hour and a half on one core, `--quick` two minutes. What is finished is kept in
 `--out`: the same command goes on where it was stopped.
@@ -49,13 +51,10 @@ CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
 )  # fmt: skip
 
-METHODS = "rand,orth,ghn3,ghn3-orth,ghn3-orth:orth_start=1"
-"""The last one because a small hypernetwork repeats its weights in all layers, not in late ones."""
-
-KEEP_NORMS = "ghn3-orth:orth_start=1,norms=keep"
-"""As a small hypernetwork has seen few layer norms."""
-
-ABLATIONS = "ghn3:noise=0,ghn3-orth:noise=0"
+METHODS = "rand,orth,ghn3,ghn3-orth"
+PAPERS_DEPTH = "ghn3-orth:orth_start=0.685"
+PAPERS_NORMS = f"ghn3:norms=predict,{PAPERS_DEPTH},norms=predict"
+ABLATIONS = "ghn3:noise=0,ghn3-orth:noise=0,ghn3-orth:norms=keep"
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,15 @@ class Protocol:
 
     library: str
     steps: int
-    methods: str = METHODS
+    methods: str = f"{METHODS},{PAPERS_DEPTH}"
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     reach: tuple[float, ...] = (50, 60, 70)
 
 
 MODELS = {
     "resnet50": Protocol("torchvision", 100),
-    "convnext_atto": Protocol("timm", 300, f"{METHODS},{KEEP_NORMS}"),
-    "regnety_002": Protocol("timm", 300, f"{METHODS},{KEEP_NORMS},{ABLATIONS}"),
+    "convnext_atto": Protocol("timm", 300, f"{METHODS},{PAPERS_NORMS}"),
+    "regnety_002": Protocol("timm", 300, f"{METHODS},{PAPERS_DEPTH},{ABLATIONS}"),
 }
 
 

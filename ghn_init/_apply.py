@@ -10,11 +10,12 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from ._advice import advice
 from ._assign import assign, check_writable
 from ._encoding import class_tokens
 from ._errors import GHNInitError
 from ._ghn import GHN
-from ._graph import Graph
+from ._graph import NORMS, Graph
 from ._isolation import plain_modes
 from ._loading import load_default, load_ghn
 from ._postprocess import PostProcessing, classifier_weights, post_process, weight_layers
@@ -24,11 +25,10 @@ from ._tracing import check_traceable, trace
 
 METHODS = ("ghn3-orth", "ghn3", "ghn2-orth", "ghn2", "orth", "rand")
 HEADS = ("auto", "predict", "keep")
-NORM_LAYERS = ("predict", "keep")
+NORM_LAYERS = ("auto", "predict", "keep")
 
 _NOISE = 1e-5
 _NOISE_ORTH = 3e-5
-_ORTH_START = 0.685  # ResNet-50's L = 37 of 54 (second paper, Table 2)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,13 @@ class _Settings:
     head: str
     norms: str
     seed: int
-    steps: PostProcessing
+    noise: float
+    orth_start: int | float | None  # None: as is best for the checkpoint
+
+    def steps(self, ghn: GHN | None) -> PostProcessing:
+        """The post-processing."""
+        start = advice(ghn).orth_start if self.orth_start is None else self.orth_start
+        return PostProcessing(self.noise, self.method.endswith("orth"), start)
 
 
 @overload
@@ -86,7 +92,7 @@ def apply(
     ghn: str | os.PathLike[str] | GHN | None = None,
     device: str | torch.device | None = None,
     head: str = "auto",
-    norms: str = "predict",
+    norms: str = "auto",
     noise: float | None = None,
     orth_start: int | float | None = None,
     seed: int = 0,
@@ -109,13 +115,15 @@ def apply(
         device: where the hypernetwork computes. Default: where a given hypernetwork is, else CPU.
         head: `"auto"` (default) predicts the classification layer only if its number of classes
             is the checkpoint's, else leaves it; `"predict"`; `"keep"`.
-        norms: `"predict"` (default) the weights and biases of normalisation layers, or `"keep"`
-            the model's own, which is safer with a checkpoint that has seen few layers like them.
+        norms: `"auto"` (default) predicts the weights and biases of normalisation layers, but with
+            the embedded checkpoint not those of layer norms (group and RMS norms included), of
+            which it has seen too few; `"predict"` all of them; `"keep"` the model's own.
         noise: beta of Eq. 1 of the second paper. Default: 1e-5, and 3e-5 for `*-orth`.
         orth_start: L of the second paper, for methods with `orth`: the layer from which weights
             are post-processed, as an index counted from 1 (int) or as a share of the depth
-            (float). Default: 0.685 for `*-orth`, ResNet-50's 37 of 54; 1 for `"orth"`. Layers
-            are the convolution and linear weights in the order of the graph.
+            (float). Default: 0.685 for `*-orth`, ResNet-50's 37 of 54, but 1 with the embedded
+            checkpoint, whose tensors are repeated in all layers; 1 for `"orth"`. Layers are the
+            convolution and linear weights in the order of the graph.
         seed: of the noise and of other random values. The global RNG is neither read nor changed.
         example_inputs: as in `trace`.
         include_frozen: also write parameters with `requires_grad=False`, which are left by
@@ -144,7 +152,7 @@ def apply(
         None,
         "",
         seed,
-        settings.steps.noise or None,
+        settings.noise or None,
         None,
         shapes,
     )
@@ -238,11 +246,11 @@ def _check(
             f"orth_start is {orth_start}: a float is a share of the depth, at most 1. "
             f"For a layer give an int: {int(orth_start)}."
         )
-    if orth_start is None:
-        orth_start = _ORTH_START if arch and orth else 1
+    if orth_start is None and not (arch and orth):  # all layers
+        orth_start = 1
     if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
         raise GHNInitError(f"seed is {seed!r}: give an integer of at most 64 bits.")
-    return _Settings(method, arch, head, norms, seed, PostProcessing(noise, orth, orth_start))
+    return _Settings(method, arch, head, norms, seed, noise, orth_start)
 
 
 def _check_choice(what: str, value: object, known: Sequence[str]) -> None:
@@ -286,6 +294,18 @@ def _moved(ghn: GHN, device: torch.device | None) -> GHN:
     return copy.requires_grad_(False).eval()
 
 
+def _kept_norms(graph: Graph, ghn: GHN, norms: str) -> tuple[frozenset[str], str]:
+    """Parameters of normalisation layers that are not predicted, and why."""
+    if norms == "keep":
+        return graph.norm_parameters(), 'normalisation layer kept (norms="keep")'
+    if norms == "predict":
+        return frozenset(), ""
+    reason = (
+        f'layer norm kept: checkpoint {ghn.name} has seen too few (norms="predict" predicts it)'
+    )
+    return graph.norm_parameters(NORMS - advice(ghn).norms), reason
+
+
 def _predicts_head(graph: Graph, ghn: GHN, head: str) -> bool:
     return head == "predict" or (head == "auto" and graph.num_classes == ghn.config.num_classes)
 
@@ -298,6 +318,7 @@ def _initial_values(
 ) -> tuple[dict[str, Tensor], Report]:
     """Tensors to write, and the report about them."""
     generator = torch.Generator().manual_seed(settings.seed)
+    steps = settings.steps(ghn)
     layers = weight_layers(graph)
     # Whatever default device the caller has set, what is drawn is drawn on the CPU.
     with plain_modes(), torch.no_grad(), torch.device("cpu"):
@@ -308,7 +329,7 @@ def _initial_values(
         else:
             with_head = _predicts_head(graph, ghn, settings.head)
             (predicted,) = predict_graphs([graph], ghn, [with_head], settings.seed, repeat=False)
-            kept = graph.norm_parameters if settings.norms == "keep" else frozenset()
+            kept, why = _kept_norms(graph, ghn, settings.norms)
             tensors = {name: t.float() for name, t in predicted.items() if name not in kept}
             report = replace(
                 report,
@@ -319,12 +340,12 @@ def _initial_values(
                 predicted=tuple(n for n in graph.shapes if n in tensors),
                 left=_left(graph, tensors, _head_reason(graph, ghn, settings.head)),
             )
-            report = _without(report, kept, 'normalisation layer kept (norms="keep")')
+            report = _without(report, kept, why)
         _check_finite(tensors)
-        processed = post_process(graph, tensors, settings.steps, generator)
+        processed = post_process(graph, tensors, steps, generator)
     report = replace(
         report,
-        orth_start=settings.steps.first_layer(len(layers)) if settings.steps.orth else None,
+        orth_start=steps.first_layer(len(layers)) if steps.orth else None,
         notes=report.notes + graph.notes + (_token_notes(graph) if ghn is not None else ()),
         postprocessed=tuple(processed.tensors),
         rank_deficient=processed.rank_deficient,

@@ -78,7 +78,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--method", default="ghn3-orth", help="default: %(default)s")
     parser.add_argument("--ghn", metavar="CHECKPOINT", help="name or path; see `ghn-init list`")
     parser.add_argument("--head", default="auto", help="auto (default), predict or keep")
-    parser.add_argument("--norms", default="predict", help="predict (default) or keep")
+    parser.add_argument("--norms", default="auto", help="auto (default), predict or keep")
     parser.add_argument("--noise", type=float, metavar="BETA", help="default: as published")
     parser.add_argument(
         "--orth-start", type=_layer, metavar="L", help="a layer, or a share of them"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -107,10 +108,9 @@ class Graph:
             found[j].append(i)
         return found
 
-    @cached_property
-    def norm_parameters(self) -> frozenset[str]:
-        """Names of the normalisation layers' weights and biases."""
-        norms = (node for node in self.nodes if node.op in NORMS)
+    def norm_parameters(self, primitives: AbstractSet[str] = NORMS) -> frozenset[str]:
+        """Names of the weights and biases of normalisation layers, or of some kinds of them."""
+        norms = (node for node in self.nodes if node.op in primitives & NORMS)
         return frozenset(name for n in norms for name in (n.param, n.norm_bias) if name)
 
     @cached_property

@@ -229,7 +229,7 @@ class Evil:
     [
         ({"method": "ghn4"}, "unknown method 'ghn4'.*ghn3-orth, ghn3, ghn2-orth, ghn2, orth, rand"),
         ({"head": "no"}, "unknown head 'no'"),
-        ({"norms": "no"}, "unknown norms 'no': choose one of predict, keep"),
+        ({"norms": "no"}, "unknown norms 'no': choose one of auto, predict, keep"),
         ({"ghn": "ghn3xxl"}, "ghn3xxl.*ghn3xlm16"),
         ({"ghn": "nowhere.pt"}, "nowhere.pt"),
         ({"noise": -1.0}, "noise"),

@@ -43,7 +43,10 @@ DIFFERENT = {
 
 
 def timm_model(name: str) -> torch.nn.Module:
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name)
+    except (NotImplementedError, RuntimeError):  # older versions compute while they build
         return timm.create_model(name)
 
 

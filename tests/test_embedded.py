@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from checkpoint_files import GHN3, as_joblib, as_safetensors, tiny_state
@@ -131,6 +132,29 @@ def test_embedded_by_name_gives_no_warning() -> None:
     assert not report.notes
 
 
+def test_layer_norms_are_left_and_all_layers_made_orthogonal() -> None:
+    """Its predictions for layer norms leave an output that hardly depends on the image."""
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    spread = {}
+    for norms in ("auto", "predict"):
+        net = timm.create_model("convnext_atto", num_classes=10)
+        _, report = ghn_init.apply(net, ghn="embedded", norms=norms, return_report=True)
+        left = {name for name, reason in report.left.items() if "too few" in reason}
+        norm_layers = {n for n, m in net.named_modules() if isinstance(m, torch.nn.LayerNorm)}
+        assert {n.rpartition(".")[0] for n in left} == (norm_layers if norms == "auto" else set())
+        assert report.orth_start == 1
+        with torch.no_grad():
+            spread[norms] = net(images).std(dim=0).mean()
+    assert spread["auto"] > 1000 * spread["predict"]
+
+
+def test_the_advice_for_the_embedded_one_can_be_overruled() -> None:
+    net = torchvision.models.resnet18(num_classes=10)
+    _, report = ghn_init.apply(net, ghn="embedded", orth_start=0.5, return_report=True)
+    assert report.orth_start == 10
+    assert "bn1.weight" in report.predicted
+
+
 def test_export_on_a_machine_without_network(tmp_path: Path) -> None:
     environment = os.environ | {
         "HF_ENDPOINT": "http://127.0.0.1:9",
@@ -155,7 +179,7 @@ def test_export_on_a_machine_without_network(tmp_path: Path) -> None:
 
 
 def test_it_is_installed_with_the_package(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", reason="setuptools, to build a wheel, is not installed")
+    pytest.importorskip("setuptools", "70.1", reason="no setuptools that builds a wheel by itself")
     for name in ("ghn_init", "checkpoints", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy

@@ -20,7 +20,7 @@ class Method:
         noise: beta of the second paper's Eq. 1, for ghn methods. Default: that of `apply`.
         orth_start: L of the second paper, for `ghn*-orth` methods: a layer (int) or a share of the
             depth (float). Default: that of `apply`.
-        norms: `"predict"` or `"keep"`, for ghn methods. Default: that of `apply`.
+        norms: `"auto"`, `"predict"` or `"keep"`, for ghn methods. Default: that of `apply`.
 
     Raises:
         GHNInitError: an unknown name, or a value that the method does not have or take.
@@ -39,7 +39,7 @@ class Method:
                 raise GHNInitError(f"method {self.name} has no {key}: leave it out.")
         if self.norms not in (None, *NORM_LAYERS):
             raise GHNInitError(
-                f"norms of {self.name} is {self.norms!r}: give {' or '.join(NORM_LAYERS)}."
+                f"norms of {self.name} is {self.norms!r}: give one of {', '.join(NORM_LAYERS)}."
             )
         for key in ("noise", "orth_start"):
             value = getattr(self, key)

@@ -124,7 +124,7 @@ class _Runner:
             method.name,
             ghn=None if method.arch is None else self.hypernetworks[method.arch],
             head=self.how.head,
-            norms=method.norms or "predict",
+            norms=method.norms or "auto",
             noise=method.noise,
             orth_start=method.orth_start,
             seed=seed,

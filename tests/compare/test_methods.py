@@ -68,7 +68,7 @@ def test_settings_for_all_methods_that_have_them() -> None:
         ("ghn3-orth:noise=0,noise=1", "once each"),
         ("ghn3-orth:volume=0", "give one of noise, orth_start, norms"),
         ("orth:norms=keep", "method orth has no norms"),
-        ("ghn3:norms=forget", "norms of ghn3 is 'forget': give predict or keep"),
+        ("ghn3:norms=forget", "norms of ghn3 is 'forget': give one of auto, predict, keep"),
         ("noise=0", "unknown method 'noise=0'"),
     ],
 )

@@ -128,7 +128,7 @@ def test_methods_are_applied_with_their_settings(run: Run, monkeypatch: pytest.M
     method = "ghn3-orth:noise=0,orth_start=2,norms=keep"
     run(f"orth,{method}", ghn=ghn, points=[Point(1e-2), Point(1e-3)])
     seeds = (0, -1, -1, 0, 1)
-    orth = [("orth", None, None, seed, "keep", "predict", None) for seed in seeds]
+    orth = [("orth", None, None, seed, "keep", "auto", None) for seed in seeds]
     ghn3 = [("ghn3-orth", 0.0, 2, seed, "keep", "keep", ghn) for seed in seeds]
     assert [call for call in applied if call[0] == "orth"] == orth
     assert [call for call in applied if call[0] != "orth"] == ghn3
