@@ -22,6 +22,36 @@ Size = tuple[int, int, int, int]
 """(out, in, height, width) of a weight."""
 
 
+class PositionMaps(nn.Module):
+    """A linear map d -> 4d for each of the S x S positions of a kernel.
+
+    Published checkpoints have one map d -> 4d * S * S, where the positions of an output are next to
+    each other. Here the outputs of a position are, so that those of small kernels are few
+    stretches of a file, and the others need not be read.
+
+    Arguments:
+        hidden_size: width d.
+        kernel: S.
+    """
+
+    def __init__(self, hidden_size: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(kernel, kernel, 4 * hidden_size, hidden_size))
+        self.bias = nn.Parameter(torch.empty(kernel, kernel, 4 * hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As `nn.Linear` does."""
+        bound = self.weight.shape[-1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor, rows: slice, columns: slice) -> Tensor:
+        """`(N, d)` -> `(h * w * N, 4d)` for the h x w positions of these rows and columns."""
+        maps = zip(self.weight[rows, columns], self.bias[rows, columns], strict=True)
+        return torch.cat([_products(x, weight, bias) for weight, bias in maps]).flatten(0, 1)
+
+
 class ConvDecoder(nn.Module):
     """Decoder of weights: convolutions, linear layers, positional embeddings, classifiers.
 
@@ -33,8 +63,7 @@ class ConvDecoder(nn.Module):
         super().__init__()
         d, c, s = config.hidden_size, config.channels, config.kernel
         self.channels, self.kernel, self.centred = c, s, config.arch != "ghn2"
-        self.hidden_size = d
-        self.fc = nn.Sequential(nn.Linear(d, 4 * d * s * s), nn.ReLU())
+        self.fc = nn.ModuleList([PositionMaps(d, s)])
         self.conv = nn.Sequential(nn.Linear(4 * d, 8 * d), nn.ReLU(), nn.Linear(8 * d, c * c))
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(c, config.num_classes))
 
@@ -80,12 +109,8 @@ class ConvDecoder(nn.Module):
         """First linear map, for the kernel positions in use: `(N, d)` -> `(h * w * N, 4d)`."""
         s = self.kernel
         top, left = (s // 2 - h // 2, s // 2 - w // 2) if self.centred else (0, 0)
-        weight, shift = self.fc[0].parameters()
-        rows = weight.view(-1, s, s, self.hidden_size)[:, top : top + h, left : left + w]
-        bias = shift.view(-1, s, s)[:, top : top + h, left : left + w]
-        by_height = zip(rows.unbind(1), bias.unbind(1), strict=True)
-        products = [_products(x, r.transpose(0, 1), b.t()) for r, b in by_height]  # (w, N, 4d)
-        return torch.cat(products).flatten(0, 1)
+        positions: Tensor = self.fc[0](x, slice(top, top + h), slice(left, left + w))
+        return positions
 
     def _channels(
         self, columns: Sequence[Tensor], sizes: Sequence[tuple[int, int]]

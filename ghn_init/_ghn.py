@@ -39,7 +39,8 @@ class ShapeEncoder(nn.Module):
 class GHN(nn.Module):
     """A graph hypernetwork: GHN-3 (Knyazev et al., 2023) or GHN-2 (Knyazev et al., 2021).
 
-    Its state dict has the names of the published checkpoints.
+    Its state dict has the names of the published checkpoints, and their shapes but for the
+    decoder's first map: `decoder.fc.0.*.movedim(2, 0).flatten(0, 2)` is the published one.
 
     Arguments:
         config: architecture and sizes.

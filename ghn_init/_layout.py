@@ -1,7 +1,8 @@
 """The layouts that checkpoints come in, and the one that everything else works with.
 
 Canonical is: safetensors, the names of the Hub files (the degree and distance embeddings at the
-top level), linear maps two-dimensional, a `GHNConfig` that follows from the sizes of the tensors.
+top level), linear maps two-dimensional, the decoder's first map by kernel position, a `GHNConfig`
+that follows from the sizes of the tensors.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def read_weights(file: BinaryIO) -> Weights:
     tensors = _rename(contents.tensors)
     config = infer_config({name: tensor.shape for name, tensor in tensors.items()})
     shapes = expected_shapes(config)
-    tensors = {name: _squeeze(tensor, shapes.get(name)) for name, tensor in tensors.items()}
+    tensors = {name: _in_shape(tensor, shapes.get(name)) for name, tensor in tensors.items()}
     check_state({name: (t.shape, t.dtype) for name, t in tensors.items()}, config)
     _check_metadata(contents.metadata, config)
     _check_released_config(contents.extras.get("config"), config)
@@ -142,11 +143,26 @@ def _rename(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     return renamed
 
 
-def _squeeze(tensor: StoredTensor, shape: tuple[int, ...] | None) -> StoredTensor:
-    """A linear map stored as a 1x1 convolution, as a matrix; other tensors as they are."""
-    if shape is not None and tensor.shape == (*shape, 1, 1):
+def _in_shape(tensor: StoredTensor, shape: tuple[int, ...] | None) -> StoredTensor:
+    """A tensor in its canonical shape, if it is in one of the published ones; else as it is."""
+    if shape is None:
+        return tensor
+    if tensor.shape == (*shape, 1, 1):  # a linear map stored as a 1x1 convolution
         return tensor.reshaped(shape)
+    if len(shape) >= 3 and tensor.shape == (math.prod(shape[:3]), *shape[3:]):
+        return _by_position(tensor, *shape[:3])
     return tensor
+
+
+def _by_position(tensor: StoredTensor, height: int, width: int, outputs: int) -> StoredTensor:
+    """A published map to (output, row, column) as one to (row, column, output)."""
+    step, *rest = tensor.stride
+    return StoredTensor(
+        tensor.storage,
+        tensor.offset,
+        (height, width, outputs, *tensor.shape[1:]),
+        (width * step, step, height * width * step, *rest),
+    )
 
 
 def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> GHNConfig:
@@ -157,7 +173,9 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> GHNConfig:
     """
     hidden = _size(shapes, "embed.weight", 1)
     channels = math.isqrt(_size(shapes, "decoder.conv.2.weight", 0))
-    kernel = math.isqrt(_size(shapes, "decoder.fc.0.weight", 0) // max(1, 4 * hidden))
+    first = shapes.get("decoder.fc.0.weight", ())
+    maps = math.prod(first[:3]) if len(first) == 4 else _size(shapes, "decoder.fc.0.weight", 0)
+    kernel = math.isqrt(maps // max(1, 4 * hidden))
     gated = any(name.startswith("gnn.gru.") for name in shapes)
     numbers = [re.match(r"gnn\.(\d{1,3})\.", name) for name in shapes]
     layers = max((int(number[1]) + 1 for number in numbers if number), default=0)
@@ -202,7 +220,8 @@ def expected_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
         "embed.weight": (_PRIMITIVES, d),
         "shape_enc.embed_channel.weight": (_channel_rows(classes), d // 4),
         "shape_enc.embed_spatial.weight": (_kernel_rows(s), d // 4),
-        **_linear("decoder.fc.0", 4 * d * s * s, d),
+        "decoder.fc.0.weight": (s, s, 4 * d, d),
+        "decoder.fc.0.bias": (s, s, 4 * d),
         **_linear("decoder.conv.0", 8 * d, 4 * d),
         **_linear("decoder.conv.2", c * c, 8 * d),
         **_linear("decoder.class_layer_predictor.1", classes, c),

@@ -11,6 +11,7 @@ import torch
 
 from ._errors import GHNInitError
 
+_LONG_RUN = 1 << 12  # bytes for which a read of its own pays
 CHUNK = 1 << 22  # bytes read at a time: large enough for the disk, small beside any checkpoint
 
 
@@ -94,19 +95,46 @@ class StoredTensor:
         stride = tuple(1 if n == 1 else next(wanted) for n in shape)
         return StoredTensor(self.storage, self.offset, shape, stride)
 
+    def select(self, axis: int, index: int) -> StoredTensor:
+        """One entry of an axis."""
+        offset = self.offset + index * self.stride[axis]
+        shape, stride = list(self.shape), list(self.stride)
+        del shape[axis], stride[axis]
+        return StoredTensor(self.storage, offset, tuple(shape), tuple(stride))
+
     def pieces(self, file: BinaryIO) -> Iterator[torch.Tensor]:
         """The elements in row-major order, as one-dimensional tensors of a few MB each.
 
-        A view that is not contiguous comes in one piece.
+        A view that is not contiguous comes by the entries of its first axis if they are made of
+        longer runs, as in a map by kernel position; else in one piece.
         """
         if not self.is_contiguous:
-            whole = read_span(file, self.start, self.extent, self.dtype)
-            yield whole.as_strided(self.shape, self.stride).flatten()
+            axis = self._axis_between_runs()
+            if axis is None:
+                whole = read_span(file, self.start, self.extent, self.dtype)
+                yield whole.as_strided(self.shape, self.stride).flatten()
+                return
+            for entry in (self.select(0, i) for i in range(self.shape[0])):
+                runs = [entry.select(axis, j).read(file) for j in range(entry.shape[axis])]
+                yield torch.stack(runs, dim=axis).flatten()
             return
         step = CHUNK // self.dtype.itemsize
         for done in range(0, self.numel, step):
             count = min(step, self.numel - done)
             yield read_span(file, self.start + done * self.dtype.itemsize, count, self.dtype)
+
+    def _axis_between_runs(self) -> int | None:
+        """The axis of an entry of the first axis along which it falls into contiguous runs.
+
+        None if there is none, or if the runs are so short that reading them one by one takes
+        longer than reading everything between them.
+        """
+        if len(self.shape) < 2 or self.numel == 0:
+            return None
+        entry = self.select(0, 0)
+        axis = max(range(len(entry.shape)), key=lambda a: entry.stride[a])
+        run = entry.select(axis, 0)
+        return axis if run.is_contiguous and run.nbytes >= _LONG_RUN else None
 
     def read(self, file: BinaryIO) -> torch.Tensor:
         """The tensor, in memory."""

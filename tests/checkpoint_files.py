@@ -27,6 +27,14 @@ def tiny_state(config: GHNConfig = GHN3, seed: int = 0) -> State:
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
+def published(state: Mapping[str, torch.Tensor]) -> State:
+    """The same with the decoder's first map as in published files, (outputs, positions) x d."""
+    return {
+        name: tensor.movedim(2, 0).flatten(0, 2) if name.startswith("decoder.fc.0.") else tensor
+        for name, tensor in state.items()
+    }
+
+
 def as_safetensors(state: Mapping[str, torch.Tensor]) -> bytes:
     return safetensors.torch.save(dict(state))
 
@@ -52,7 +60,7 @@ def as_release(state: Mapping[str, torch.Tensor], **config: object) -> bytes:
     """The layout of the GHN-2 release: 1x1 convolutions, a configuration, other things."""
     weights = OrderedDict(
         (name, tensor[..., None, None] if _is_convolution(name) else tensor)
-        for name, tensor in state.items()
+        for name, tensor in published(state).items()
     )
     optimizer = {"state": {0: {"step": 1, "exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
     return as_torch(
@@ -66,9 +74,10 @@ def _is_convolution(name: str) -> bool:
 
 LAYOUTS: dict[str, Callable[[Mapping[str, torch.Tensor]], bytes]] = {
     "safetensors": as_safetensors,
-    "joblib": as_joblib,
-    "torch": as_torch,
-    "torch-legacy": as_torch_legacy,
+    "published names": lambda state: as_safetensors(published(state)),
+    "joblib": lambda state: as_joblib(published(state)),
+    "torch": lambda state: as_torch(published(state)),
+    "torch-legacy": lambda state: as_torch_legacy(published(state)),
     "release": as_release,
 }
 

@@ -103,11 +103,25 @@ def test_decoder_cuts_before_it_computes(config: GHNConfig, size: tuple[int, ...
     decoder, d, s, c = make(config).decoder, 16, 11, config.channels
     x = torch.randn(3, d, generator=torch.Generator().manual_seed(2))
     out, in_, h, w = size
-    full = decoder.fc(x).view(3, 4 * d, s, s).permute(0, 2, 3, 1)
-    full = decoder.conv(full).view(3, s, s, c, c).permute(0, 3, 4, 1, 2)
+    full = decoder.fc[0](x, slice(s), slice(s)).view(s, s, 3, 4 * d).permute(2, 0, 1, 3)
+    full = decoder.conv(full.relu()).view(3, s, s, c, c).permute(0, 3, 4, 1, 2)
     top, left = (s // 2 - h // 2, s // 2 - w // 2) if config.arch == "ghn3" else (0, 0)
     expected = full[:, :out, :in_, top : top + h, left : left + w]
     torch.testing.assert_close(decoder([(x, size)])[0], expected)
+
+
+@pytest.mark.parametrize("config", [GHN3, GHN2])
+def test_what_is_not_needed_is_not_read(config: GHNConfig) -> None:
+    """Positions and channels beyond those of the layers: were they read, nothing were finite."""
+    decoder, s, c = make(config).decoder, 11, config.channels
+    first, last = decoder.fc[0].weight, decoder.conv[2].weight.view(c, c, -1)
+    top = s // 2 - 1 if config.arch == "ghn3" else 0
+    unread = torch.ones(s, s, dtype=torch.bool)
+    unread[top : top + 3, top : top + 3] = False
+    first[unread] = last[12:] = last[:, 9:] = torch.nan
+    sizes = [(12, 9, 3, 3), (5, 9, 1, 1)]
+    decoded = decoder([(torch.ones(2, 16), size) for size in sizes])
+    assert all(weight.isfinite().all() for weight in decoded)
 
 
 def test_decoder_interpolates_larger_kernels() -> None:

@@ -136,6 +136,19 @@ def peak() -> int:
     return _status("VmHWM")
 
 
+def forget(path: Path) -> None:
+    """Drop a file from the system's cache, so that it has to be read from the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_from_disk() -> int:
+    """Bytes that this process has had read from a disk, with what the system read ahead."""
+    with open("/proc/self/io") as file:
+        return int(next(line for line in file if line.startswith("read_bytes:")).split()[1])
+
+
 def read_of(path: Path) -> int:
     """Bytes of a memory-mapped file that have been read so far."""
     total, inside = 0, False

@@ -6,7 +6,8 @@
 
 Seconds are medians over `--repeat` repetitions with the hypernetwork loaded, and also given in
 units of one 2048^3 float32 matmul in the same process, so that they compare across machines. The
-first table is the first time in a fresh process, where Python imports and the weights are read. If
+first table is the first time in a fresh process, where Python imports and the weights are read:
+from memory, if they are in the system's cache of files, or with `--cold` from the disk. If
 the packages `ghn3` and `ppuda` are importable, the published implementation is timed in the same
 run; else its figures of the specification are used. On a machine that does other work, take
 `--clock cpu --threads 1`: time of the process's CPU. (With several threads it counts their
@@ -38,11 +39,13 @@ from _common import (
     checkpoint,
     classifiers,
     config,
+    forget,
     geometric_mean,
     in_fresh_process,
     machine,
     median,
     peak,
+    read_from_disk,
     read_of,
     reset_peak,
     resident,
@@ -204,7 +207,9 @@ def fresh(options: argparse.Namespace, name: str, path: Path) -> dict[str, Any]:
     from torchvision import models as _
 
     torch.set_num_threads(options.threads)
-    imported = resident()
+    if options.cold:
+        forget(path)
+    imported, read_before = resident(), read_from_disk()
     pipeline = Pipeline(name, path, options.device, options.dtype)
     built = resident()
     seconds, peaks = {}, {}
@@ -221,6 +226,7 @@ def fresh(options: argparse.Namespace, name: str, path: Path) -> dict[str, Any]:
         "built_mb": (built - imported) >> 20,
         "imported_mb": imported >> 20,
         "read_mb": read_of(path.resolve()) >> 20,
+        "disk_mb": (read_from_disk() - read_before) >> 20,
     }
 
 
@@ -320,9 +326,10 @@ def report(options: argparse.Namespace, rows: list[dict[str, Any]], units: dict[
         parts.append(f"error against float32: {errors}")
     stages = options.stages
     if not options.no_fresh:
-        header = ["first, in a fresh process, s", *stages, "read MB", "model MB"]
+        sizes = ("read_mb", "disk_mb", "model_mb")
+        header = ["first, in a fresh process, s", *stages, "read MB", "from disk", "model MB"]
         cells = [
-            [r["model"], *(r["first_seconds"][s] for s in stages), r["read_mb"], r["model_mb"]]
+            [r["model"], *(r["first_seconds"][s] for s in stages), *(r[size] for size in sizes)]
             for r in rows
         ]
         parts.append(table(header, cells))
@@ -403,6 +410,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS))
     parser.add_argument("--no-fresh", action="store_true", help="no first times and no memory")
+    parser.add_argument("--cold", action="store_true", help="first times with the weights on disk")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the hypernetworks")
     parser.add_argument("-o", "--output", type=Path, metavar="JSON")
     options = parser.parse_args()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .._config import GHNConfig
-from .._decoder import ConvDecoder
+from .._decoder import ConvDecoder, PositionMaps
 from .._errors import GHNInitError
 from .._ghn import GHN
 from .._loading import load_ghn
@@ -65,8 +65,8 @@ def parameter_groups(ghn: GHN, config: TrainConfig) -> list[dict[str, Any]]:
             factor = 1.0
             if isinstance(module, nn.Embedding):
                 factor = _EMBEDDING_FACTOR
-            elif parameter.dim() == 2:
-                factor = _REFERENCE_FAN_IN / parameter.shape[1]
+            elif parameter.dim() in (2, 4):  # a matrix, or one for every kernel position
+                factor = _REFERENCE_FAN_IN / parameter.shape[-1]
             factors.setdefault(factor, []).append(parameter)
     return [{"params": params, "lr_factor": factor} for factor, params in factors.items()]
 
@@ -97,6 +97,6 @@ def _by_fan_in(decoder: ConvDecoder) -> None:
         (decoder.conv[0], 2**0.5),
         (decoder.conv[2], _FIRST_SCALE * 2**0.5),
     ):
-        assert isinstance(layer, nn.Linear)
-        nn.init.normal_(layer.weight, std=gain * layer.in_features**-0.5)
+        assert isinstance(layer, nn.Linear | PositionMaps)
+        nn.init.normal_(layer.weight, std=gain * layer.weight.shape[-1] ** -0.5)
         nn.init.zeros_(layer.bias)
