@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._devices import moved
 from ._graph import MAX_DISTANCE, PRIMITIVES, Graph
 
 MAX_DEGREE = 100
@@ -95,7 +96,10 @@ class EncodedGraphs:
         in_degrees, out_degrees: `(B, N)`, one-hop, at most `MAX_DEGREE`.
         input_distances: `(B, N)` shortest path from node 0; 0 beyond `MAX_DISTANCE`.
         distances: `(B, N, N)` shortest directed paths; 0 for none, int16.
+        orders: `(B, 2, N)` nodes in the order in which GHN-2 updates them, forwards and backwards.
         sizes: number of nodes of each graph.
+        levels: for each graph and direction, how many nodes in a row of `orders` do not depend on
+            one another and are updated at once.
     """
 
     primitives: Tensor
@@ -104,12 +108,14 @@ class EncodedGraphs:
     out_degrees: Tensor
     input_distances: Tensor
     distances: Tensor
+    orders: Tensor
     sizes: tuple[int, ...]
+    levels: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
-    def to(self, device: torch.device | str) -> EncodedGraphs:
+    def to(self, device: torch.device) -> EncodedGraphs:
         """The same on another device."""
-        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return EncodedGraphs(**tensors, sizes=self.sizes)
+        tensors = {k: moved(v, device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return EncodedGraphs(**tensors, sizes=self.sizes, levels=self.levels)
 
 
 def encode(graphs: Sequence[Graph], num_classes: int, kernel: int) -> EncodedGraphs:
@@ -127,6 +133,8 @@ def encode(graphs: Sequence[Graph], num_classes: int, kernel: int) -> EncodedGra
     shapes = torch.zeros(len(graphs), longest, 4, dtype=torch.long)
     degrees = torch.zeros(2, len(graphs), longest, dtype=torch.long)
     distances = torch.zeros(len(graphs), longest, longest, dtype=torch.int16)
+    orders = torch.zeros(len(graphs), 2, longest, dtype=torch.long)
+    levels = []
     dummy = [len(channels), len(channels), len(kernels), len(kernels)]
     for b, graph in enumerate(graphs):
         n = len(graph)
@@ -150,6 +158,10 @@ def encode(graphs: Sequence[Graph], num_classes: int, kernel: int) -> EncodedGra
         degrees[0, b, :n] = ends[:, 1].bincount(minlength=n)
         degrees[1, b, :n] = ends[:, 0].bincount(minlength=n)
         distances[b, :n, :n] = graph.distances
+        depths = _depths(graph)
+        orders[b, :, :n] = depths.argsort(dim=1, stable=True)
+        forwards, backwards = (tuple(depth.bincount().tolist()) for depth in depths)
+        levels.append((forwards, backwards))
     degrees.clamp_(max=MAX_DEGREE)
     return EncodedGraphs(
         primitives=primitives,
@@ -158,8 +170,20 @@ def encode(graphs: Sequence[Graph], num_classes: int, kernel: int) -> EncodedGra
         out_degrees=degrees[1],
         input_distances=distances[:, 0].long().clamp_(max=MAX_INPUT_DISTANCE),
         distances=distances,
+        orders=orders,
         sizes=sizes,
+        levels=tuple(levels),
     )
+
+
+def _depths(graph: Graph) -> Tensor:
+    """Lengths of the longest paths that lead to each node, and that lead from it: `(2, N)`."""
+    to, back = [0] * len(graph), [0] * len(graph)
+    for i, j in sorted(graph.edges):
+        to[j] = max(to[j], to[i] + 1)
+    for i, j in sorted(graph.edges, key=lambda edge: -edge[1]):
+        back[i] = max(back[i], back[j] + 1)
+    return torch.tensor([to, back])
 
 
 def pair_rows(distances: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -41,48 +43,42 @@ class GatedGNN(nn.Module):
     def forward(self, x: Tensor, graphs: EncodedGraphs) -> Tensor:
         """`(B, N, d)` -> `(B, N, d)`; padding stays 0."""
         outputs = []
-        for features, distances, size in zip(x, graphs.distances, graphs.sizes, strict=True):
-            distances = distances[:size, :size]
-            h = self._sweep(features[:size], distances)
-            h = self._sweep(h.flip(0), distances.t().flip(0, 1)).flip(0)
+        for b, size in enumerate(graphs.sizes):
+            distances = graphs.distances[b, :size, :size]
+            forwards, backwards = graphs.orders[b, :, :size]
+            levels, levels_back = graphs.levels[b]
+            h = self._sweep(x[b, :size], distances, forwards, levels)
+            h = self._sweep(h, distances.t(), backwards, levels_back)
             outputs.append(nn.functional.pad(h, (0, 0, 0, x.shape[1] - size)))
         return torch.stack(outputs)
 
-    def _sweep(self, x: Tensor, distances: Tensor) -> Tensor:
+    def _sweep(self, x: Tensor, distances: Tensor, order: Tensor, levels: Sequence[int]) -> Tensor:
         """Update the nodes in order, those of one depth at once: none depends on another.
 
         Arguments:
-            x: `(N, d)` features in topological order.
+            x: `(N, d)` features.
             distances: `(N, N)` shortest paths, `[i, j]` from i to j.
+            order: `(N,)` nodes by depth.
+            levels: how many nodes each depth has.
         """
-        one_hop = (distances == 1).to(x.dtype).t().contiguous()  # [j, i]: i is before j
-        weight = torch.where(distances > 0, 1.0 / distances.clamp(min=1), 0.0).to(x.dtype).t()
+        received = distances.t()[order][:, order]  # [j, i]: from i to j
+        one_hop = (received == 1).to(x.dtype)
+        weight = torch.where(received > 0, 1.0 / received.clamp(min=1), 0.0).to(x.dtype)
         parts: list[Tensor] = []
-        order: list[Tensor] = []
         sent: list[Tensor] = []
         sent_far: list[Tensor] = []
-        for nodes in _levels(distances):
-            if order:
-                before = torch.cat(order)
-                message = one_hop[nodes][:, before] @ torch.cat(sent)
+        start = 0
+        for features in x[order].split(list(levels)):
+            nodes = slice(start, start + len(features))
+            message = torch.zeros_like(features)
+            if start > 0:
+                message = one_hop[nodes, :start] @ torch.cat(sent)
                 if self.virtual_edges:
-                    message = message + weight[nodes][:, before] @ torch.cat(sent_far)
-            else:
-                message = torch.zeros_like(x[nodes])
-            h = self.gru(message, x[nodes])
+                    message = message + weight[nodes, :start] @ torch.cat(sent_far)
+            h = self.gru(message, features)
             parts.append(h)
-            order.append(nodes)
             sent.append(self.mlp(h))
             if self.virtual_edges:
                 sent_far.append(self.mlp_ve(h))
-        return torch.cat(parts)[torch.cat(order).argsort()]
-
-
-def _levels(distances: Tensor) -> list[Tensor]:
-    """Nodes grouped by the length of the longest path that leads to them."""
-    edges = (distances == 1).nonzero().tolist()
-    depth = [0] * len(distances)
-    for i, j in sorted(edges, key=lambda edge: edge[1]):
-        depth[j] = max(depth[j], depth[i] + 1)
-    depths = torch.tensor(depth, device=distances.device)
-    return [(depths == level).nonzero()[:, 0] for level in range(max(depth) + 1)]
+            start = nodes.stop
+        return torch.cat(parts)[order.argsort()]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._devices import moved
 from ._encoding import EncodedGraphs, pair_rows
 from ._graph import MAX_DISTANCE
 
@@ -149,7 +150,7 @@ class Graphormer(nn.ModuleList):
         assert isinstance(first, GraphormerLayer)
         edge_term = first.attn.edge_term(graphs.distances)
         if min(graphs.sizes) < max(graphs.sizes):
-            sizes = torch.tensor(graphs.sizes, device=x.device)
+            sizes = moved(torch.tensor(graphs.sizes), x.device)
             padding = torch.arange(x.shape[1], device=x.device) >= sizes[:, None]
             edge_term = edge_term.masked_fill(padding[:, None, None, :], float("-inf"))
         for layer in self:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._devices import moved
 from ._graph import WEIGHTS, Graph
 from ._threads import side_by_side
 from ._tiling import repeated
@@ -158,7 +159,7 @@ def add_noise(weight: Tensor, beta: float, generator: torch.Generator) -> Tensor
     """
     spread = beta * correlation_spread(weight)
     noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype, device="cpu")
-    return noise.to(weight.device).mul_(spread).add_(weight)
+    return moved(noise, weight.device).mul_(spread).add_(weight)
 
 
 def correlation_spread(weight: Tensor) -> Tensor:

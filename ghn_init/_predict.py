@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from ._decoder import Size, fit, normalise_bias, normalise_norm_weight, normalise_weight
+from ._devices import moved
 from ._encoding import class_tokens, shape4
 from ._ghn import GHN
 from ._graph import NORMS, WEIGHTS, Graph, Node
@@ -75,9 +76,10 @@ def predict_graphs(
         Gradients flow to the hypernetwork unless they are switched off.
     """
     features = _features(graphs, ghn)
+    starts = [0, *itertools.accumulate(map(len, graphs))]
     predicted: list[dict[str, Tensor]] = [{} for _ in graphs]
     for batch in _batches(_groups(graphs, classifiers), ghn.config.channels):
-        for targets, tensors in _decode(ghn, features, batch, seed, repeat):
+        for targets, tensors in _decode(ghn, features, starts, batch, seed, repeat):
             columns = [tensor.unbind() for tensor in tensors]
             for target, *values in zip(targets, *columns, strict=True):
                 named = zip(_names(target.node), values, strict=False)
@@ -85,16 +87,16 @@ def predict_graphs(
     return predicted
 
 
-def _features(graphs: Sequence[Graph], ghn: GHN) -> list[Tensor]:
-    """For each graph, the features of its nodes: `(N, d)`.
+def _features(graphs: Sequence[Graph], ghn: GHN) -> Tensor:
+    """Features of the nodes of all graphs, one after the other: `(N, d)`.
 
     As one batch on a GPU. A CPU gains nothing from a batch, and loses what the padding costs: time
     and memory grow with the square of the largest graph.
     """
     if ghn.device.type == "cpu":
-        return [ghn(ghn.encode([graph]))[0] for graph in graphs]
+        return torch.cat([ghn(ghn.encode([graph]))[0] for graph in graphs])
     padded = ghn(ghn.encode(list(graphs)))
-    return [rows[: len(graph)] for rows, graph in zip(padded, graphs, strict=True)]
+    return torch.cat([rows[: len(graph)] for rows, graph in zip(padded, graphs, strict=True)])
 
 
 def _groups(graphs: Sequence[Graph], classifiers: Sequence[bool]) -> dict[_Recipe, list[_Target]]:
@@ -149,13 +151,21 @@ def _names(node: Node) -> tuple[str | None, str | None]:
 
 def _decode(
     ghn: GHN,
-    features: list[Tensor],
+    features: Tensor,
+    starts: Sequence[int],
     batch: list[tuple[_Recipe, list[_Target]]],
     seed: int,
     repeat: bool,
 ) -> Iterator[tuple[list[_Target], tuple[Tensor, ...]]]:
-    """For each recipe its targets, and what is decoded for them: one tensor, or two for norms."""
-    rows = [_rows(features, targets) for _, targets in batch]
+    """For each recipe its targets, and what is decoded for them: one tensor, or two for norms.
+
+    Arguments:
+        features: `(N, d)` of the nodes of all graphs, one after the other.
+        starts: where those of each graph begin.
+    """
+    index = [starts[t.graph] + t.index for _, targets in batch for t in targets]
+    chosen = features[moved(torch.tensor(index, dtype=torch.long), features.device)]
+    rows = chosen.split([len(targets) for _, targets in batch])
     sizes = [recipe.size(ghn.config.channels) for recipe, _ in batch]
     wanted = [(x, size) for x, size in zip(rows, sizes, strict=True) if size]
     weights = iter(ghn.decoder(wanted))
@@ -164,12 +174,6 @@ def _decode(
             yield targets, (_weight(ghn, next(weights), recipe, seed, repeat),)
         else:
             yield targets, _vectors(ghn, x, recipe, repeat)
-
-
-def _rows(features: list[Tensor], targets: list[_Target]) -> Tensor:
-    """`(N, d)` features of nodes."""
-    by_graph = groupby(targets, key=lambda target: target.graph)
-    return torch.cat([features[graph][[t.index for t in ts]] for graph, ts in by_graph])
 
 
 def _weight(ghn: GHN, decoded: Tensor, recipe: _Recipe, seed: int, repeat: bool) -> Tensor:
@@ -206,4 +210,5 @@ def _positional(decoded: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     patches = decoded.flatten(3).transpose(2, 3)
     generator = torch.Generator().manual_seed(seed)  # whatever else is in the batch
     front = torch.randn(1, 1, class_tokens(shape), in_, generator=generator) * _TOKEN_STD
-    return torch.cat([front.to(patches).expand(len(patches), -1, -1, -1), patches], dim=2)
+    front = moved(front.to(patches.dtype), patches.device)
+    return torch.cat([front.expand(len(patches), -1, -1, -1), patches], dim=2)

@@ -256,13 +256,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert same(tmp_path / "whole", tmp_path / "killed")
 
 
+def on_two_processes(arguments: list[str]) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "-m", "ghn_init.train", *arguments]
+    done = subprocess.run(launcher, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_processes_make_the_same_first_step_as_one(config: MakeConfig, tmp_path: Path) -> None:
     """Both ranks hold the same weights, or the run ends with an error (`World.check_same`)."""
     run = config(steps=2, meta_batch=3)
     train(run, tmp_path / "one", ALONE, OFTEN)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2", "-m", "ghn_init.train", *command(run, tmp_path / "two")]
-    subprocess.run(launcher, check=True, env=ENVIRONMENT, capture_output=True, timeout=300)
+    on_two_processes(command(run, tmp_path / "two"))
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     for name in ("loss", "cross_entropy", "accuracy", "grad_norm"):
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-4)
@@ -284,10 +289,7 @@ def test_a_run_can_start_from_a_checkpoint(config: MakeConfig, tmp_path: Path) -
 @pytest.mark.slow
 def test_the_loss_falls_on_two_processes(config: MakeConfig, tmp_path: Path) -> None:
     run = config(steps=30, warmup=5, num_nets=2, dropout=0.0)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    arguments = command(run, tmp_path, "--lr", "4e-3", "--num-nets", "2")
-    launcher += ["--nproc-per-node", "2", "-m", "ghn_init.train", *arguments]
-    subprocess.run(launcher, check=True, env=ENVIRONMENT, capture_output=True, timeout=600)
+    on_two_processes(command(run, tmp_path, "--lr", "4e-3", "--num-nets", "2"))
     losses = [line["loss"] for line in metrics(tmp_path)]
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
 
