@@ -52,6 +52,32 @@ def relative_errors(tensor: Tensor, recorded: dict) -> dict[str, float]:
     }
 
 
+@pytest.mark.parametrize("arch", CONFIGS)
+def test_no_value_is_read_back(arch: str) -> None:
+    """On the meta device there is none. So a prediction does not wait for a GPU midway."""
+    models = [ConvNet(), torchvision_model("vit_b_16")]
+    with torch.device("meta"):
+        ghn = GHN(CONFIGS[arch], arch).requires_grad_(False).eval()
+    graphs = [ghn_init.trace(models[0], torch.zeros(2, 3, 8, 8)), ghn_init.trace(models[1])]
+    for model, predicted in zip(models, ghn_init.predict(models, ghn, graphs), strict=True):
+        shapes = {name: p.shape for name, p in model.named_parameters() if name in predicted}
+        assert shapes == {name: tensor.shape for name, tensor in predicted.items()}
+        assert all(tensor.is_meta for tensor in predicted.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("arch", CONFIGS)
+def test_a_gpu_is_not_waited_for(arch: str) -> None:
+    models, ghn = [ConvNet(), torchvision_model("vit_b_16")], seeded(arch).cuda()
+    graphs = [ghn_init.trace(models[0], torch.zeros(2, 3, 8, 8)), ghn_init.trace(models[1])]
+    ghn_init.predict(models, ghn, graphs)  # libraries that are started on first use may wait
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        ghn_init.predict(models, ghn, graphs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_numbers(name: str, published: dict[str, GHN], shared: Path) -> None:
     """The published implementation's predictions, tensor by tensor, to 1e-4."""

@@ -3,6 +3,7 @@
     python examples/benchmarks/stages.py --ghn xl -o stages-xl.json
     python examples/benchmarks/stages.py --models classifiers --stages trace,graph --repeat 1
     PYTHONPATH=ghn3:ppuda python examples/benchmarks/stages.py --ghn t
+    python examples/benchmarks/stages.py --models classifiers --stages trace --together
 
 Seconds are medians over `--repeat` repetitions with the hypernetwork loaded, and also given in
 units of one 2048^3 float32 matmul in the same process, so that they compare across machines. The
@@ -98,8 +99,12 @@ def main() -> None:
         rows.append(row)
         print(line(row), flush=True)
     content = {"machine": machine(options.clock), "ghn": options.ghn, "calibration": units}
+    if options.together:
+        content["together"] = together(options, path)
     write_json(options.output, content | {"models": rows})
     print(report(options, rows, units))
+    if options.together:
+        print("\npredicted as one batch, s: {together}".format_map(content))
 
 
 class Pipeline:
@@ -200,6 +205,19 @@ def measure(
     elif set(SUM) <= set(options.stages) and name in PUBLISHED_UNITS.get(options.ghn, {}):
         row["published_units"] = {"spec": PUBLISHED_UNITS[options.ghn][name]}
     return row
+
+
+def together(options: argparse.Namespace, path: Path) -> float:
+    """Median seconds of predicting all models as one batch, traced before."""
+    ghn = ghn_init.load_ghn(path, options.device, dtype=getattr(torch, options.dtype))
+    graphs = [ghn_init.trace(build(name, "meta")) for name in options.models]
+    with torch.no_grad():
+        seconds, _ = timed(
+            lambda: len(predict_graphs(graphs, ghn, [True] * len(graphs), repeat=False)),
+            options.repeat,
+            options.clock,
+        )
+    return median(seconds)
 
 
 def fresh(options: argparse.Namespace, name: str, path: Path) -> dict[str, Any]:
@@ -410,6 +428,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS))
     parser.add_argument("--no-fresh", action="store_true", help="no first times and no memory")
+    parser.add_argument("--together", action="store_true", help="also predict all as one batch")
     parser.add_argument("--cold", action="store_true", help="first times with the weights on disk")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the hypernetworks")
     parser.add_argument("-o", "--output", type=Path, metavar="JSON")
