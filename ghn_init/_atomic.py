@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ._errors import GHNInitError
 
+_STALE = 86_400  # seconds after which a temporary file is taken for left behind by a kill
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -44,6 +47,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """As `atomic_path`, but every failure to write is an `OSError`."""
     target = _real_target(path)
+    sweep(target.parent, glob.escape(_short(target)))
     temporary = _create_beside(target)
     try:
         yield temporary
@@ -55,6 +59,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     _flush_folder(target.parent)
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Deletes the temporary files of processes that were killed long ago.
+
+    Arguments:
+        folder: where they are, if it exists.
+        name: of the files that were to be written, a glob pattern.
+    """
+    for path in folder.glob(f".{name}.{'[0-9a-f]' * 16}.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE:
+                path.unlink()
 
 
 def is_no_space(error: OSError) -> bool:
@@ -82,10 +99,13 @@ def _create_beside(target: Path) -> Path:
     """An empty new file in the folder of `target`."""
     # A random name, so that two processes that write the same file do not share it; cut, so that
     # it stays within the 255 bytes that file systems allow.
-    name = target.name.encode()[:100].decode(errors="ignore")
-    temporary = target.with_name(f".{name}.{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".{_short(target)}.{secrets.token_hex(8)}.tmp")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
+
+
+def _short(target: Path) -> str:
+    return target.name.encode()[:100].decode(errors="ignore")
 
 
 def _flush(path: Path) -> None:

@@ -22,12 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ._atomic import is_no_space, replacing
+from ._atomic import is_no_space, replacing, sweep
 from ._errors import GHNInitError
 
 Stamp = tuple[int, int, int, int]
 _FORMAT = "v1"  # of everything in the cache; another number leaves old files alone
-_STALE = 86_400  # seconds after which a temporary file is taken for left behind by a kill
 _temporary: Path | None = None  # stands in for a cache that cannot be written to
 
 
@@ -154,18 +153,10 @@ def store_converted(sha256: str, size: int, write: Callable[[Path], None]) -> Pa
 def _store(base: Path, sha256: str, write: Callable[[Path], None]) -> Path:
     path = _converted_path(base, sha256)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    sweep(path.parent)
     with replacing(path) as temporary:
         write(temporary)
     return path
-
-
-def _sweep(directory: Path) -> None:
-    """Deletes the temporary files of processes that were killed long ago."""
-    for path in directory.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE:
-                path.unlink()
 
 
 def _folders() -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,22 +49,35 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
 def _trace_plain(model: nn.Module, example_inputs: Any) -> Graph:
     guessed = example_inputs is None
     candidates = list(likely_inputs(model)) if guessed else [given_inputs(example_inputs)]
-    first = None
+    errors: list[GHNInitError] = []
     for training in (True, False):  # every size in training mode first: it shows auxiliary heads
-        need_numbers: list[Inputs] = []
-        for fake in (True, False):
-            for inputs in candidates if fake else need_numbers:
-                try:
-                    graph = trace_graph(model, inputs, training, fake)
-                except GHNInitError as error:
-                    first = first or error
-                    need_numbers += [inputs] if isinstance(error, NeedsNumbers) else []
-                else:
-                    notes = () if training else (_IN_EVALUATION_MODE,)
-                    return replace(graph, notes=notes if fake else (*notes, _ON_NUMBERS))
-    assert first is not None
+        graph = _first_that_runs(model, candidates, training, errors)
+        if graph is not None:
+            return graph if training else replace(graph, notes=(_IN_EVALUATION_MODE, *graph.notes))
     tried = f" Tried: {'; '.join(map(str, candidates))}." if guessed else ""
-    raise GHNInitError(f"{first}{tried}") from first
+    raise GHNInitError(f"{errors[0]}{tried}") from errors[0]
+
+
+def _first_that_runs(
+    model: nn.Module, candidates: Sequence[Inputs], training: bool, errors: list[GHNInitError]
+) -> Graph | None:
+    """The graph from the first inputs on which the model runs; why it did not, into `errors`.
+
+    Real numbers are given to the model only if it asks for them on all of the inputs that it takes.
+    """
+    need_numbers: list[Inputs] = []
+    for inputs in candidates:
+        try:
+            return trace_graph(model, inputs, training)
+        except GHNInitError as error:
+            errors.append(error)
+            need_numbers += [inputs] if isinstance(error, NeedsNumbers) else []
+    for inputs in need_numbers:
+        try:
+            return replace(trace_graph(model, inputs, training, fake=False), notes=(_ON_NUMBERS,))
+        except GHNInitError as error:
+            errors.append(error)
+    return None
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:

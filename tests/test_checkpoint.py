@@ -582,7 +582,8 @@ def test_processes_that_convert_at_once(tmp_path: Path, cache: Path) -> None:
 def test_left_behind_files_are_swept(tmp_path: Path, cache: Path) -> None:
     folder = _cache.folder() / "converted"
     folder.mkdir(parents=True)
-    old, new = written(folder, b"", ".old.tmp"), written(folder, b"", ".new.tmp")
+    names = (f".x.{digit * 16}.tmp" for digit in "01")
+    old, new = (written(folder, b"", name) for name in names)
     os.utime(old, (0, 0))
     open_checkpoint(written(tmp_path, as_joblib(tiny_state())))
     assert not old.exists()
@@ -733,6 +734,17 @@ def test_atomic_path_keeps_permissions_and_links(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_atomic_path_deletes_what_a_kill_left_long_ago(tmp_path: Path) -> None:
+    yesterday = time.time() - 100_000
+    kept = ["w[1].txt", ".w[1].txt.0123456789abcdef.tmp", ".other.0123456789abcdef.tmp", ".w.tmp"]
+    for name in (*kept, ".w[1].txt.00000000ffffffff.tmp"):
+        os.utime(written(tmp_path, b"", name), (yesterday, yesterday))
+    os.utime(tmp_path / kept[1])  # it may still be written to
+    with atomic_path(tmp_path / "w[1].txt") as temporary:
+        temporary.write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
 def test_atomic_path_says_that_the_disk_is_full(tmp_path: Path) -> None:
