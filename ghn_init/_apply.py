@@ -301,7 +301,8 @@ def _kept_norms(graph: Graph, ghn: GHN, norms: str) -> tuple[frozenset[str], str
     if norms == "predict":
         return frozenset(), ""
     reason = (
-        f'layer norm kept: checkpoint {ghn.name} has seen too few (norms="predict" predicts it)'
+        f"layer or group norm kept: checkpoint {ghn.name} has seen too few "
+        '(norms="predict" predicts it)'
     )
     return graph.norm_parameters(NORMS - advice(ghn).norms), reason
 
