@@ -33,7 +33,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from checkpoint_files import as_joblib, as_safetensors, as_torch, as_torch_legacy, tiny_state
+from checkpoint_files import (
+    as_joblib,
+    as_safetensors,
+    as_torch,
+    as_torch_legacy,
+    published,
+    tiny_state,
+)
 
 from ghn_init._compressed import decompressed
 from ghn_init._config import GHNConfig
@@ -73,7 +80,8 @@ def read(data: bytes) -> str:
         with decompressed(io.BytesIO(data)) as file:
             for tensor in read_contents(file).tensors.values():
                 tensor.read(file)
-            read_weights(file)
+            for tensor in read_weights(file).tensors.values():
+                tensor.read(file)
     except GHNInitError as error:
         message = str(error)
         assert len(message) < 2000, "an endless message"
@@ -101,11 +109,13 @@ def seeds() -> list[bytes]:
     """Small files in every layout, and some attacks."""
     small = {"a": torch.ones(3), "b.c": torch.zeros(2, 2, dtype=torch.float16)}
     ghn = tiny_state(GHNConfig("ghn3", 4, 1, 1, (1, 1, 1, 1), 1))
+    scattered = published(tiny_state(GHNConfig("ghn3", 4, 1, 1, (1, 1, 2, 2), 1)))
     wrapped = {"state_dict": small, "config": {"hid": 4, "ve": True}, "epoch": 3, "lr": 0.5}
     layer = torch.nn.Linear(2, 1)
     data = [
         *(write(small) for write in (as_safetensors, as_joblib, as_torch, as_torch_legacy)),
         *(write(ghn) for write in (as_safetensors, as_joblib, as_torch, as_torch_legacy)),
+        *(write(scattered) for write in (as_safetensors, as_joblib)),
         *(write(wrapped) for write in (as_torch, as_torch_legacy)),
         as_joblib(small, 3),
         pickle.dumps(layer.state_dict(), 4),
