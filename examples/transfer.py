@@ -15,7 +15,7 @@ Methods without settings are as `ghn_init.apply` takes them, with what suits the
 embedded one makes all layers orthogonal and leaves layer norms alone. What the papers do, from L =
 68.5% of the depth on and with all norms predicted, is run beside it where it differs.
 
-It takes about an hour and a half on one core, `--quick` two minutes. What is finished is kept in
+It takes about two hours on one core, `--quick` two minutes. What is finished is kept in
 `--out`: the same command goes on where it was stopped.
 """
 
