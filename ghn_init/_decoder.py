@@ -18,6 +18,12 @@ from torch import Tensor, nn
 
 from ._config import GHNConfig
 
+_MOST_CUTS = 24
+"""Places at which the channels of the last map are cut. No model of torchvision has more, but many
+together have hundreds of sizes; a product of few channels takes as long as one of some more."""
+
+_NARROWEST = 16
+
 Size = tuple[int, int, int, int]
 """(out, in, height, width) of a weight."""
 
@@ -117,6 +123,25 @@ class ConvDecoder(nn.Module):
     ) -> list[Tensor]:
         """Last linear map, for the channels in use: `(M, 8d)` -> `(out, M, in)` for each size.
 
+        Sizes that end at the same place are one, and where they end at too many, some of them get
+        a few channels more, which are dropped.
+        """
+        outs, ins = _few_ends([out for out, _ in sizes]), _few_ends([in_ for _, in_ in sizes])
+        members: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for k, (out, in_) in enumerate(sizes):
+            members[outs[out], ins[in_]].append(k)
+        joined = [torch.cat([columns[k] for k in ks]) for ks in members.values()]
+        found: dict[int, Tensor] = {}
+        for ks, whole in zip(members.values(), self._pieces(joined, list(members)), strict=True):
+            parts = whole.split([len(columns[k]) for k in ks], dim=1)
+            for k, part in zip(ks, parts, strict=True):
+                out, in_ = sizes[k]
+                found[k] = part[:out, :, :in_]
+        return [found[k] for k in range(len(sizes))]
+
+    def _pieces(self, columns: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """The same, for few sizes.
+
         The map is cut where a size ends, and each piece is multiplied at once with the columns of
         all sizes that reach it. Pieces are views: in inference they are not copied, in training
         their gradients are put together once.
@@ -141,6 +166,16 @@ class ConvDecoder(nn.Module):
             for k in tall:
                 strips[k].append(torch.cat(pieces[k], dim=2))
         return [torch.cat(parts) for parts in strips]
+
+
+def _few_ends(sizes: Sequence[int]) -> dict[int, int]:
+    """Where channels are cut for these numbers of them: each number's own end, or one behind it."""
+    distinct = set(sizes)
+    if len(distinct) <= _MOST_CUTS:
+        return {size: size for size in distinct}
+    largest = max(distinct)
+    step = max(_NARROWEST, -(-largest // _MOST_CUTS))
+    return {size: min(-(-size // step) * step, largest) for size in distinct}
 
 
 def _cut(
