@@ -149,6 +149,15 @@ def test_decoder_decodes_several_sizes_at_once(config: GHNConfig) -> None:
         torch.testing.assert_close(weight, decoder([one])[0])
 
 
+def test_decoder_decodes_more_sizes_than_it_cuts() -> None:
+    decoder = make(GHN2).decoder
+    x = torch.randn(2, 16, generator=torch.Generator().manual_seed(2))
+    wanted = [(x, (n, 33 - n, 1, 1)) for n in range(1, 33)]
+    whole = decoder([(x, (32, 32, 1, 1))])[0]
+    for (_, (out, in_, _, _)), weight in zip(wanted, decoder(wanted), strict=True):
+        torch.testing.assert_close(weight, whole[:, :out, :in_])
+
+
 def test_fit_cuts_and_repeats() -> None:
     small = torch.arange(6.0).view(1, 2, 3)
     assert fit(small, (3, 5))[0].tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4], [0, 1, 2, 0, 1]]
