@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ._errors import GHNInitError
@@ -44,14 +44,24 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `atomic_path`, but every failure to write is an `OSError`."""
+def replacing(
+    path: str | os.PathLike[str], unless: Callable[[], bool] = lambda: False
+) -> Iterator[Path]:
+    """As `atomic_path`, but every failure to write is an `OSError`.
+
+    Arguments:
+        path: the file.
+        unless: asked once the new file is complete; if it says True, `path` is left as it is.
+    """
     target = _real_target(path)
     sweep(target.parent, glob.escape(_short(target)))
     temporary = _create_beside(target)
     try:
         yield temporary
         _flush(temporary)
+        if unless():
+            temporary.unlink()
+            return
         if target.exists():
             shutil.copymode(target, temporary)
         os.replace(temporary, target)

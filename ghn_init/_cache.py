@@ -113,7 +113,9 @@ def find_converted(sha256: str) -> Path | None:
     return None
 
 
-def store_converted(sha256: str, size: int, write: Callable[[Path], None]) -> Path:
+def store_converted(
+    sha256: str, size: int, write: Callable[[Path], None], is_sound: Callable[[Path], bool]
+) -> Path:
     """Has `write` fill a file in the cache and returns its path.
 
     Where the cache cannot be written to or is full, the file is put into a folder that is deleted
@@ -121,13 +123,15 @@ def store_converted(sha256: str, size: int, write: Callable[[Path], None]) -> Pa
 
     Arguments:
         size: bytes that will be needed.
+        is_sound: whether a file that another process has put there meanwhile is as good. It may be
+            in use, and is then left.
 
     Raises:
         GHNInitError: there is no room in either place; or what `write` raises.
     """
     base = folder()
     try:
-        return _store(base, sha256, write)
+        return _store(base, sha256, write, is_sound)
     except OSError as error:
         if base.exists() and (found := find_converted(sha256)):
             return found  # Windows: another process was faster, and its file is in use
@@ -139,7 +143,7 @@ def store_converted(sha256: str, size: int, write: Callable[[Path], None]) -> Pa
             stacklevel=2,
         )
     try:
-        return _store(_temporary_folder(), sha256, write)
+        return _store(_temporary_folder(), sha256, write, is_sound)
     except OSError as error:
         full = is_no_space(error)
         raise GHNInitError(
@@ -150,11 +154,13 @@ def store_converted(sha256: str, size: int, write: Callable[[Path], None]) -> Pa
         ) from error
 
 
-def _store(base: Path, sha256: str, write: Callable[[Path], None]) -> Path:
+def _store(
+    base: Path, sha256: str, write: Callable[[Path], None], is_sound: Callable[[Path], bool]
+) -> Path:
     path = _converted_path(base, sha256)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    with replacing(path) as temporary:
+    with replacing(path, unless=lambda: is_sound(path)) as temporary:
         write(temporary)
     return path
 

@@ -354,13 +354,13 @@ def _check_finite(weights: Weights, file: BinaryIO) -> None:
 def _convert_to_cache(weights: Weights, file: BinaryIO, digest: str) -> None:
     """Writes the canonical form to the cache, unless a sound one is there."""
     present = _cache.find_converted(digest)
-    if present is not None and _config_of(present) is not None:
+    if present is not None and _is_canonical(present):
         return
 
     def write(path: Path) -> None:
         _safetensors.stream(path, weights.tensors, file, _metadata(weights, digest))
 
-    _cache.store_converted(digest, _total(weights.tensors), write)
+    _cache.store_converted(digest, _total(weights.tensors), write, _is_canonical)
 
 
 def _metadata(weights: Weights, digest: str) -> dict[str, str]:
@@ -386,6 +386,10 @@ def _ready(origin: _Origin, note: _cache.Note) -> Checkpoint | None:
         return None
     source, revision = origin.source, origin.revision
     return Checkpoint(origin.name, path, config, note.sha256, source, revision, marks)
+
+
+def _is_canonical(path: Path) -> bool:
+    return _config_of(path) is not None
 
 
 def _config_of(path: Path) -> tuple[GHNConfig, _cache.Stamp] | None:

@@ -579,6 +579,25 @@ def test_processes_that_convert_at_once(tmp_path: Path, cache: Path) -> None:
     assert len(list(cache.rglob("*.safetensors*"))) == 1
 
 
+def test_what_another_process_has_converted_meanwhile_is_left(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be in use: read_tensors refuses a file that was replaced since it was opened."""
+    path = written(tmp_path, as_joblib(tiny_state()))
+    stream, others = _safetensors.stream, []
+
+    def slow(*arguments: object) -> None:
+        monkeypatch.setattr(_safetensors, "stream", stream)
+        others.append(open_checkpoint(path))
+        stream(*arguments)
+
+    monkeypatch.setattr(_safetensors, "stream", slow)
+    own = open_checkpoint(path)
+    assert own.path == others[0].path
+    assert same(read_tensors(others[0]), read_tensors(own))
+    assert len(list(cache.rglob("*.safetensors*"))) == 1
+
+
 def test_left_behind_files_are_swept(tmp_path: Path, cache: Path) -> None:
     folder = _cache.folder() / "converted"
     folder.mkdir(parents=True)
