@@ -34,8 +34,6 @@ import torch
 from torch import nn
 
 from ghn_init import GHNInitError, load_ghn
-from ghn_init._atomic import atomic_path
-from ghn_init._zoo import create_model
 from ghn_init.compare import (
     Comparison,
     FineTuning,
@@ -45,7 +43,9 @@ from ghn_init.compare import (
     parse_methods,
     split_images,
 )
-from ghn_init.train._data import SmallImages
+from ghn_init.files import atomic_path
+from ghn_init.images.data import SmallImages
+from ghn_init.models import create_model
 
 CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",

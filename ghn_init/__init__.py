@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import timm_hook
-from ._lazy import lazy
+from ghn_init import timm_hook
+from ghn_init.lazy import lazy
 
 if TYPE_CHECKING:
-    from ._apply import METHODS, apply, predict
-    from ._config import GHNConfig
-    from ._errors import GHNInitError
-    from ._ghn import GHN
-    from ._graph import PRIMITIVES, Graph, Node
-    from ._loading import load_ghn
-    from ._report import Report
-    from ._tracing import trace
+    from ghn_init.api import METHODS, apply, predict
+    from ghn_init.errors import GHNInitError
+    from ghn_init.graph.graph import PRIMITIVES, Graph, Node
+    from ghn_init.graph.tracing import trace
+    from ghn_init.hypernetwork.config import GHNConfig
+    from ghn_init.hypernetwork.ghn import GHN
+    from ghn_init.loading.load import load_ghn
+    from ghn_init.report import Report
 
 __version__ = "0.1.0"
 
@@ -42,18 +42,18 @@ __all__ = [
 ]
 
 _HOME = {
-    "GHN": "_ghn",
-    "GHNConfig": "_config",
-    "GHNInitError": "_errors",
-    "Graph": "_graph",
-    "METHODS": "_apply",
-    "Node": "_graph",
-    "PRIMITIVES": "_graph",
-    "Report": "_report",
-    "apply": "_apply",
-    "load_ghn": "_loading",
-    "predict": "_apply",
-    "trace": "_tracing",
+    "GHN": "ghn_init.hypernetwork.ghn",
+    "GHNConfig": "ghn_init.hypernetwork.config",
+    "GHNInitError": "ghn_init.errors",
+    "Graph": "ghn_init.graph.graph",
+    "METHODS": "ghn_init.api",
+    "Node": "ghn_init.graph.graph",
+    "PRIMITIVES": "ghn_init.graph.graph",
+    "Report": "ghn_init.report",
+    "apply": "ghn_init.api",
+    "load_ghn": "ghn_init.loading.load",
+    "predict": "ghn_init.api",
+    "trace": "ghn_init.graph.tracing",
 }
 
 timm_hook.enable_or_warn()

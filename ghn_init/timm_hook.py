@@ -23,7 +23,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from ._errors import GHNInitError
+from ghn_init.errors import GHNInitError
 
 _logger = logging.getLogger("ghn_init")
 
@@ -100,7 +100,7 @@ def _with_ghn(build: Callable[..., Any]) -> Callable[..., Any]:
             return build(*args, **kwargs)
         # The model of the default tag, with its metadata, but without its weights.
         model = build(*args, **{**kwargs, "pretrained": False, "pretrained_cfg": None})
-        from ._apply import apply
+        from ghn_init.api import apply
 
         method, checkpoint = request
         _, report = apply(model, method, ghn=checkpoint, return_report=True)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 import safetensors.torch
 import torch
 
-from ghn_init._config import GHNConfig
-from ghn_init._layout import expected_shapes
+from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.loading.layouts import expected_shapes
 
 State = dict[str, torch.Tensor]
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ghn_init import GHN, GHNConfig, _cache
-from ghn_init._checkpoint import save_checkpoint
+from ghn_init import GHN, GHNConfig
+from ghn_init.loading import cache as cache_module
+from ghn_init.loading.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """An empty checkpoint cache of its own for a test."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("GHN_INIT_CACHE", str(folder))
-    monkeypatch.setattr(_cache, "_temporary", None)
+    monkeypatch.setattr(cache_module, "_temporary", None)
     return folder
 
 

@@ -42,10 +42,10 @@ from checkpoint_files import (
     tiny_state,
 )
 
-from ghn_init._compressed import decompressed
-from ghn_init._config import GHNConfig
-from ghn_init._errors import GHNInitError
-from ghn_init._layout import read_contents, read_weights
+from ghn_init.errors import GHNInitError
+from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.loading.layouts import read_contents, read_weights
+from ghn_init.loading.readers.compressed import decompressed
 
 SECONDS = 5.0  # for one input
 ADDRESS_SPACE = 4 << 30  # bytes, for all of them
@@ -280,14 +280,14 @@ def run_atheris(inputs: int, seed: int) -> None:
 
     rng, corpus = random.Random(seed), seeds()
     for module in (
-        "_pickle_machine",
-        "_unpickle",
-        "_compressed",
-        "_safetensors",
-        "_layout",
-        "_stored",
+        "readers.pickle_machine",
+        "readers.torch_files",
+        "readers.compressed",
+        "readers.safetensors_files",
+        "layouts",
+        "readers.stored",
     ):
-        _instrument(atheris, f"ghn_init.{module}")
+        _instrument(atheris, f"ghn_init.loading.{module}")
 
     def change(data: bytes, limit: int, number: int) -> bytes:
         rng.seed(number)

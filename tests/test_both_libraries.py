@@ -12,7 +12,7 @@ from test_apply import seeded
 
 import ghn_init
 from ghn_init import Graph
-from ghn_init._encoding import shape4
+from ghn_init.hypernetwork.encoding import shape4
 
 SAME = {
     "resnet18": "resnet18",

@@ -33,9 +33,12 @@ from checkpoint_files import (
     tiny_state,
 )
 
-from ghn_init import _cache, _checkpoint, _safetensors
-from ghn_init._atomic import atomic_path
-from ghn_init._checkpoint import (
+from ghn_init.errors import GHNInitError
+from ghn_init.files import atomic_path
+from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.loading import cache as cache_module
+from ghn_init.loading import checkpoint
+from ghn_init.loading.checkpoint import (
     KNOWN,
     convert,
     list_cached,
@@ -44,9 +47,8 @@ from ghn_init._checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from ghn_init._config import GHNConfig
-from ghn_init._errors import GHNInitError
-from ghn_init._layout import CONFIG_KEY, expected_shapes
+from ghn_init.loading.layouts import CONFIG_KEY, expected_shapes
+from ghn_init.loading.readers import safetensors_files
 
 pytestmark = pytest.mark.usefixtures("cache")
 ROOT = Path(__file__).resolve().parents[1]
@@ -361,8 +363,8 @@ def test_demanded_checksum(tmp_path: Path) -> None:
 def test_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, as_joblib(tiny_state()))
     first = open_checkpoint(path)
-    monkeypatch.setattr(_safetensors, "stream", None)
-    monkeypatch.setattr(_checkpoint, "_hash", None)
+    monkeypatch.setattr(safetensors_files, "stream", None)
+    monkeypatch.setattr(checkpoint, "_hash", None)
     assert open_checkpoint(path) == first
 
 
@@ -400,28 +402,28 @@ def test_change_while_it_is_read(
     layout: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path, LAYOUTS[layout](tiny_state()))
-    original = _checkpoint._hash
+    original = checkpoint._hash
 
     def hash_and_change(file: object) -> str:
         digest = original(file)  # type: ignore[arg-type]
         path.write_bytes(LAYOUTS[layout](tiny_state(seed=1)))
         return digest
 
-    monkeypatch.setattr(_checkpoint, "_hash", hash_and_change)
+    monkeypatch.setattr(checkpoint, "_hash", hash_and_change)
     assert "changed while it was read" in message(path)
     assert not list(cache.rglob("*.json"))
 
 
 def test_file_cut_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, as_joblib(tiny_state()))
-    original = _checkpoint.read_weights
+    original = checkpoint.read_weights
 
     def read_and_cut(file: object) -> object:
         weights = original(file)  # type: ignore[arg-type]
         os.truncate(path, path.stat().st_size // 2)
         return weights
 
-    monkeypatch.setattr(_checkpoint, "read_weights", read_and_cut)
+    monkeypatch.setattr(checkpoint, "read_weights", read_and_cut)
     assert "truncated" in message(path)
 
 
@@ -500,14 +502,14 @@ def test_own_files_need_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_full_cache(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, as_joblib(tiny_state()))
-    stream = _safetensors.stream
+    stream = safetensors_files.stream
 
     def full(out: Path, *arguments: object) -> None:
         stream(out, *arguments)  # type: ignore[arg-type]
         if cache in out.parents:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(_safetensors, "stream", full)
+    monkeypatch.setattr(safetensors_files, "stream", full)
     with pytest.warns(UserWarning, match="No space left"):
         assert same(read_tensors(open_checkpoint(path)), tiny_state())
     assert not [file for file in cache.rglob("*.safetensors*")]
@@ -526,8 +528,8 @@ def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 OPEN_WITH_LITTLE_ROOM = """
 import resource, sys
-from ghn_init._checkpoint import open_checkpoint
-from ghn_init._errors import GHNInitError
+from ghn_init.loading.checkpoint import open_checkpoint
+from ghn_init.errors import GHNInitError
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
     open_checkpoint(sys.argv[1])
@@ -548,7 +550,7 @@ def test_no_room_anywhere(tmp_path: Path, cache: Path) -> None:
 OPEN_AT_ONCE = """
 import sys, time
 from pathlib import Path
-from ghn_init._checkpoint import open_checkpoint, read_tensors
+from ghn_init.loading.checkpoint import open_checkpoint, read_tensors
 Path(sys.argv[2]).touch()
 while not Path(sys.argv[3]).exists():
     time.sleep(0.001)
@@ -584,14 +586,14 @@ def test_what_another_process_has_converted_meanwhile_is_left(
 ) -> None:
     """It may be in use: read_tensors refuses a file that was replaced since it was opened."""
     path = written(tmp_path, as_joblib(tiny_state()))
-    stream, others = _safetensors.stream, []
+    stream, others = safetensors_files.stream, []
 
     def slow(*arguments: object) -> None:
-        monkeypatch.setattr(_safetensors, "stream", stream)
+        monkeypatch.setattr(safetensors_files, "stream", stream)
         others.append(open_checkpoint(path))
         stream(*arguments)
 
-    monkeypatch.setattr(_safetensors, "stream", slow)
+    monkeypatch.setattr(safetensors_files, "stream", slow)
     own = open_checkpoint(path)
     assert own.path == others[0].path
     assert same(read_tensors(others[0]), read_tensors(own))
@@ -599,7 +601,7 @@ def test_what_another_process_has_converted_meanwhile_is_left(
 
 
 def test_left_behind_files_are_swept(tmp_path: Path, cache: Path) -> None:
-    folder = _cache.folder() / "converted"
+    folder = cache_module.folder() / "converted"
     folder.mkdir(parents=True)
     names = (f".x.{digit * 16}.tmp" for digit in "01")
     old, new = (written(folder, b"", name) for name in names)
@@ -620,10 +622,10 @@ def test_list_cached(tmp_path: Path) -> None:
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("GHN_INIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert _cache.folder().parent == tmp_path / "ghn_init"
+    assert cache_module.folder().parent == tmp_path / "ghn_init"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert _cache.folder().parent == tmp_path / ".cache" / "ghn_init"
+    assert cache_module.folder().parent == tmp_path / ".cache" / "ghn_init"
 
 
 # Writing.
@@ -660,7 +662,7 @@ def test_convert_leaves_the_old_file_on_errors(tmp_path: Path) -> None:
 
 CONVERT = """
 import resource, sys
-from ghn_init._checkpoint import convert
+from ghn_init.loading.checkpoint import convert
 def memory(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
@@ -773,7 +775,7 @@ def test_atomic_path_says_that_the_disk_is_full(tmp_path: Path) -> None:
 
 OVERWRITE = """
 import sys
-from ghn_init._atomic import atomic_path
+from ghn_init.files import atomic_path
 print("ready", flush=True)
 for i in range(10**9):
     with atomic_path(sys.argv[1]) as temporary:

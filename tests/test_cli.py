@@ -16,8 +16,8 @@ from torch import nn
 
 import ghn_init
 from ghn_init import GHNInitError
-from ghn_init._cli import main
-from ghn_init._zoo import create_model
+from ghn_init.cli.main import main
+from ghn_init.models import create_model
 
 
 def test_export(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +219,7 @@ def test_verify_errors(
 
 
 def test_published_norms() -> None:
-    from ghn_init._verify import published_norms
+    from ghn_init.verify import published_norms
 
     for name in ("ghn3xlm16", "ghn3tm8", "ghn2", "ghn3xlm16@main"):
         assert len(published_norms(name)) == 74
@@ -250,7 +250,7 @@ def run(code: str, **environment: str) -> str:
 
 def test_importing_is_free() -> None:
     heavy = run(
-        "import sys, ghn_init, ghn_init._cli\n"
+        "import sys, ghn_init, ghn_init.cli.main\n"
         "print([m for m in ('torch', 'timm', 'torchvision', 'numpy') if m in sys.modules])"
     )
     assert heavy.strip() == "[]"
@@ -258,7 +258,7 @@ def test_importing_is_free() -> None:
 
 def test_help_does_not_import_torch() -> None:
     code = (
-        "import sys\nfrom ghn_init._cli import main\n"
+        "import sys\nfrom ghn_init.cli.main import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     )
     printed = run(code)

@@ -23,10 +23,10 @@ from safetensors import safe_open
 
 import ghn_init
 from ghn_init import GHNInitError
-from ghn_init._checkpoint import convert, open_checkpoint, save_checkpoint
-from ghn_init._cli import main
-from ghn_init._embedded import embedded_path
-from ghn_init._hub import REPOSITORY
+from ghn_init.cli.main import main
+from ghn_init.loading.checkpoint import convert, open_checkpoint, save_checkpoint
+from ghn_init.loading.embedded import embedded_path
+from ghn_init.loading.hub import REPOSITORY
 
 pytest.importorskip("huggingface_hub")
 from huggingface_hub import constants
@@ -162,7 +162,7 @@ def test_export_on_a_machine_without_network(tmp_path: Path) -> None:
         "GHN_INIT_CACHE": str(tmp_path / "cache"),
     }
     environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-c", "from ghn_init._cli import main; raise SystemExit(main())"]
+    command = [sys.executable, "-c", "from ghn_init.cli.main import main; raise SystemExit(main())"]
     arguments = ["export", "squeezenet1_1", "--library", "torchvision", "-o", "w.safetensors"]
     result = subprocess.run(
         [*command, *arguments],
@@ -198,7 +198,7 @@ def test_it_is_installed_with_the_package(tmp_path: Path) -> None:
     }
     assert modules <= names
     assert {f"ghn_init/checkpoints/ghn3-cifar10.{kind}" for kind in ("safetensors", "md")} <= names
-    find = "from ghn_init._embedded import embedded_path; print(embedded_path())"
+    find = "from ghn_init.loading.embedded import embedded_path; print(embedded_path())"
     found = subprocess.run(
         [sys.executable, "-c", find],
         cwd=tmp_path / "installed",

@@ -11,8 +11,13 @@ from models import ConvNet
 
 import ghn_init
 from ghn_init import GHN, GHNConfig, Graph, Node
-from ghn_init._decoder import fit, normalise_bias, normalise_norm_weight, normalise_weight
-from ghn_init._encoding import (
+from ghn_init.hypernetwork.decoder import (
+    fit,
+    normalise_bias,
+    normalise_norm_weight,
+    normalise_weight,
+)
+from ghn_init.hypernetwork.encoding import (
     channel_row,
     channel_table,
     encode,
@@ -20,8 +25,8 @@ from ghn_init._encoding import (
     kernel_table,
     shape4,
 )
-from ghn_init._layout import expected_shapes
-from ghn_init._tiling import fill, repeated
+from ghn_init.loading.layouts import expected_shapes
+from ghn_init.weights.tiling import fill, repeated
 
 GHN3 = GHNConfig("ghn3", 16, 2, 8, (16, 16, 11, 11), 10)
 GHN2 = GHNConfig("ghn2", 16, 1, 1, (32, 32, 11, 11), 10)

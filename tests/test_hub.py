@@ -14,9 +14,9 @@ import pytest
 from checkpoint_files import as_joblib, same, tiny_state
 from hub_server import COMMIT, HTML, OLDER, Hub, serve
 
-from ghn_init._checkpoint import list_cached, open_checkpoint, read_tensors
-from ghn_init._errors import GHNInitError
-from ghn_init._hub import KNOWN, REPOSITORY
+from ghn_init.errors import GHNInitError
+from ghn_init.loading.checkpoint import list_cached, open_checkpoint, read_tensors
+from ghn_init.loading.hub import KNOWN, REPOSITORY
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 from huggingface_hub import constants  # noqa: E402
@@ -183,8 +183,8 @@ def test_known_names() -> None:
 OPEN = """
 import sys, time
 time.sleep = lambda seconds: None
-from ghn_init._checkpoint import open_checkpoint
-from ghn_init._errors import GHNInitError
+from ghn_init.loading.checkpoint import open_checkpoint
+from ghn_init.errors import GHNInitError
 try:
     print(open_checkpoint(sys.argv[1]).revision)
 except GHNInitError as error:

@@ -5,7 +5,7 @@ import torch
 from models import ConvNet
 
 import ghn_init
-from ghn_init._postprocess import (
+from ghn_init.weights.postprocess import (
     PostProcessing,
     add_noise,
     classifier_weights,

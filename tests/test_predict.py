@@ -156,7 +156,7 @@ def test_positional_embedding_rows() -> None:
 
 def test_gradients_reach_the_hypernetwork() -> None:
     """Training needs them; `predict` itself is for inference."""
-    from ghn_init._predict import predict_graphs
+    from ghn_init.hypernetwork.prediction import predict_graphs
 
     ghn = seeded("ghn3").requires_grad_(True)
     graph = ghn_init.trace(ConvNet(), torch.zeros(2, 3, 8, 8))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ghn_init._text import abridged, grouped_by_reason
+from ghn_init.names import abridged, grouped_by_reason
 
 
 def test_only_numbers_that_differ_become_stars() -> None:

@@ -9,8 +9,8 @@ import torch
 from models import ConvNet
 
 import ghn_init
-from ghn_init._postprocess import PostProcessing, post_process
-from ghn_init._threads import side_by_side
+from ghn_init.weights.parallel import side_by_side
+from ghn_init.weights.postprocess import PostProcessing, post_process
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,7 @@ def test_keyword_arguments(checkpoint: Path) -> None:
 
 def test_other_configurations_go_through_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("ghn_init._apply.apply", lambda *a, **k: calls.append(a))
+    monkeypatch.setattr("ghn_init.api.apply", lambda *a, **k: calls.append(a))
     torch.manual_seed(0)
     with_hook = create_model("resnet18", pretrained_cfg="a1_in1k")
     timm_hook.disable()
@@ -94,7 +94,7 @@ def test_as_a_tag(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def default(arch: str, device: str) -> tuple[GHN, str]:
         return ghn_init.load_ghn(checkpoint, device), ""
 
-    monkeypatch.setattr("ghn_init._apply.load_default", default)
+    monkeypatch.setattr("ghn_init.api.load_default", default)
     model = create_model("resnet18.ghn3-orth", num_classes=10)
     expected = ghn_init.apply(create_model("resnet18", num_classes=10), ghn=checkpoint)
     for (name, a), b in zip(model.named_parameters(), expected.parameters(), strict=True):

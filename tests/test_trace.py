@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import ghn_init
 from ghn_init import GHNInitError, Graph
-from ghn_init._inputs import likely_inputs
-from ghn_init._trace import _MetaRecorder, record
+from ghn_init.graph.inputs import likely_inputs
+from ghn_init.graph.recorder import _MetaRecorder, record
 
 RECORDED = json.loads(
     lzma.decompress((Path(__file__).parent / "data" / "graphs.json.xz").read_bytes())

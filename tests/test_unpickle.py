@@ -24,11 +24,11 @@ import pytest
 import torch
 from checkpoint_files import GHN3, as_joblib, as_torch, as_torch_legacy, same, tiny_state
 
-from ghn_init import _pickle_machine, _unpickle
-from ghn_init._compressed import decompressed
-from ghn_init._config import GHNConfig
-from ghn_init._errors import GHNInitError
-from ghn_init._layout import expected_shapes, read_contents, read_weights
+from ghn_init.errors import GHNInitError
+from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.loading.layouts import expected_shapes, read_contents, read_weights
+from ghn_init.loading.readers import pickle_machine, torch_files
+from ghn_init.loading.readers.compressed import decompressed
 
 State = dict[str, torch.Tensor]
 FORMATS: dict[str, Callable[[State], bytes]] = {
@@ -169,7 +169,7 @@ def load_carelessly(data: bytes) -> None:
     """As the published implementation loads files."""
     if data.startswith(b"x"):
         data = zlib.decompress(data)
-    if data.startswith((b"PK", _unpickle.LEGACY_MAGIC)):
+    if data.startswith((b"PK", torch_files.LEGACY_MAGIC)):
         torch.load(io.BytesIO(data), weights_only=False)
     else:
         pickle.loads(data)
@@ -440,11 +440,11 @@ def test_the_largest_published_checkpoint_is_far_from_the_limits() -> None:
     state = {name: torch.ones(1) for name in expected_shapes(largest)}
     moments = {i: {"step": 1, "m": torch.ones(1), "v": torch.ones(1)} for i in range(len(state))}
     data = as_torch_legacy({"state_dict": state, "optimizer": {"state": moments}})
-    budget = _pickle_machine.Budget()
-    cursor = _pickle_machine.Cursor(io.BytesIO(data), 0, len(data), budget)
-    _unpickle._read_legacy(cursor, _unpickle._torch_globals())
-    assert budget.steps > 0.9 * _pickle_machine.MAX_STEPS
-    assert budget.text > 0.9 * _pickle_machine.MAX_TEXT
+    budget = pickle_machine.Budget()
+    cursor = pickle_machine.Cursor(io.BytesIO(data), 0, len(data), budget)
+    torch_files._read_legacy(cursor, torch_files._torch_globals())
+    assert budget.steps > 0.9 * pickle_machine.MAX_STEPS
+    assert budget.text > 0.9 * pickle_machine.MAX_TEXT
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ghn_init import GHN, GHNConfig
-from ghn_init._checkpoint import save_checkpoint
+from ghn_init.loading.checkpoint import save_checkpoint
 
 T = TypeVar("T")
 

@@ -36,9 +36,9 @@ from torch import Tensor, nn
 
 import ghn_init
 from ghn_init import GHN
-from ghn_init._assign import assign
-from ghn_init._graphormer import Graphormer, GraphormerLayer
-from ghn_init._predict import predict_graphs
+from ghn_init.hypernetwork.graphormer import Graphormer, GraphormerLayer
+from ghn_init.hypernetwork.prediction import predict_graphs
+from ghn_init.weights.assignment import assign
 
 NODES = (50, 100, 200, 400, 800, 1500, 3000)
 PARAMETERS = (1e6, 1e7, 1e8, 5e8, 1e9, 2e9)

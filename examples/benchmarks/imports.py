@@ -33,7 +33,7 @@ print(json.dumps([imported - start, ours - imported, used - ours]))
 COMMAND = """
 import json, sys, time
 start = time.perf_counter()
-from ghn_init._cli import main
+from ghn_init.cli.main import main
 sys.stdout = open("/dev/null", "w")
 try:
     main(sys.argv[1:])

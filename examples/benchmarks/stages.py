@@ -57,16 +57,16 @@ from _common import (
 
 import ghn_init
 from ghn_init import Graph
-from ghn_init._assign import assign
-from ghn_init._encoding import shape4
-from ghn_init._graph import WEIGHTS
-from ghn_init._postprocess import (
+from ghn_init.graph.graph import WEIGHTS
+from ghn_init.hypernetwork.encoding import shape4
+from ghn_init.hypernetwork.prediction import predict_graphs
+from ghn_init.weights.assignment import assign
+from ghn_init.weights.postprocess import (
     PostProcessing,
     classifier_weights,
     post_process,
     weight_layers,
 )
-from ghn_init._predict import predict_graphs
 
 MODELS = ("resnet50", "vit_b_16", "convnext_base", "efficientnet_v2_s", "mobilenet_v3_small")
 STAGES = ("load", "trace", "graph", "predict", "assign", "noise", "orthogonal")

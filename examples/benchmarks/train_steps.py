@@ -17,12 +17,13 @@ import time
 import torch
 import torch.nn.functional as F
 
-from ghn_init.train import _depthwise, _layers, _step
-from ghn_init.train._config import TrainConfig
-from ghn_init.train._generate import sample
-from ghn_init.train._init import initialise
-from ghn_init.train._sampling import MetaBatches, Widths
-from ghn_init.train._step import Timer, gradients
+from ghn_init.train import step as training_step
+from ghn_init.train.config import TrainConfig
+from ghn_init.train.init import initialise
+from ghn_init.train.networks import depthwise, layers
+from ghn_init.train.networks.generate import sample
+from ghn_init.train.sampling import MetaBatches, Widths
+from ghn_init.train.step import Timer, gradients
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     device = torch.device(args.device)
     if device.type == "cpu":
         torch.set_num_threads(args.threads)
-        _step.time.perf_counter = time.process_time  # type: ignore[attr-defined]
+        training_step.time.perf_counter = time.process_time  # type: ignore[attr-defined]
     if args.plain:
         use_plain_operators()
     config = TrainConfig(
@@ -71,16 +72,16 @@ def main() -> None:
 def use_plain_operators() -> None:
     """PyTorch's own operators instead of `depthwise_conv` and explicit attention."""
 
-    class Attention(_layers.Attention):
-        def __call__(self, params: _layers.Params, *inputs: torch.Tensor) -> torch.Tensor:
+    class Attention(layers.Attention):
+        def __call__(self, params: layers.Params, *inputs: torch.Tensor) -> torch.Tensor:
             batch, tokens, width = inputs[0].shape
-            heads = (batch, tokens, 3, _layers.HEADS, width // (3 * _layers.HEADS))
+            heads = (batch, tokens, 3, layers.HEADS, width // (3 * layers.HEADS))
             q, k, v = inputs[0].view(heads).permute(2, 0, 3, 1, 4)
             out = F.scaled_dot_product_attention(q, k, v)
             return out.transpose(1, 2).reshape(batch, tokens, width // 3)
 
-    _layers.depthwise_conv = _depthwise._forward
-    _layers.Attention.__call__ = Attention.__call__  # type: ignore[method-assign]
+    layers.depthwise_conv = depthwise._forward
+    layers.Attention.__call__ = Attention.__call__  # type: ignore[method-assign]
 
 
 def arguments() -> argparse.Namespace:

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._lazy import lazy
+from ghn_init.lazy import lazy
 
 if TYPE_CHECKING:
-    from ._diagnose import Diagnosis, diagnose
-    from ._diversity import Diversity, diversity
-    from ._draw import Drawing, draw
-    from ._embed import Embedding, embed
-    from ._graph_statistics import GraphStatistics, graph_statistics
-    from ._images import Batch, folder_batch, random_batch
-    from ._models import LazyModels, load_model
-    from ._proxies import PROXIES, zero_cost
-    from ._rank import Ranking, rank
+    from ghn_init.analysis.diagnosis import Diagnosis, diagnose
+    from ghn_init.analysis.drawing import Drawing, draw
+    from ghn_init.analysis.embedding import Embedding, embed
+    from ghn_init.analysis.images import Batch, folder_batch, random_batch
+    from ghn_init.analysis.measure.graph_statistics import GraphStatistics, graph_statistics
+    from ghn_init.analysis.measure.proxies import PROXIES, zero_cost
+    from ghn_init.analysis.models import LazyModels, load_model
+    from ghn_init.analysis.ranking import Ranking, rank
+    from ghn_init.analysis.tensor_diversity import Diversity, diversity
 
 __all__ = [
     "PROXIES",
@@ -50,25 +50,25 @@ __all__ = [
 ]
 
 _HOME = {
-    "Batch": "_images",
-    "Diagnosis": "_diagnose",
-    "Diversity": "_diversity",
-    "Drawing": "_draw",
-    "Embedding": "_embed",
-    "GraphStatistics": "_graph_statistics",
-    "LazyModels": "_models",
-    "PROXIES": "_proxies",
-    "Ranking": "_rank",
-    "diagnose": "_diagnose",
-    "diversity": "_diversity",
-    "draw": "_draw",
-    "embed": "_embed",
-    "folder_batch": "_images",
-    "graph_statistics": "_graph_statistics",
-    "load_model": "_models",
-    "random_batch": "_images",
-    "rank": "_rank",
-    "zero_cost": "_proxies",
+    "Batch": "ghn_init.analysis.images",
+    "Diagnosis": "ghn_init.analysis.diagnosis",
+    "Diversity": "ghn_init.analysis.tensor_diversity",
+    "Drawing": "ghn_init.analysis.drawing",
+    "Embedding": "ghn_init.analysis.embedding",
+    "GraphStatistics": "ghn_init.analysis.measure.graph_statistics",
+    "LazyModels": "ghn_init.analysis.models",
+    "PROXIES": "ghn_init.analysis.measure.proxies",
+    "Ranking": "ghn_init.analysis.ranking",
+    "diagnose": "ghn_init.analysis.diagnosis",
+    "diversity": "ghn_init.analysis.tensor_diversity",
+    "draw": "ghn_init.analysis.drawing",
+    "embed": "ghn_init.analysis.embedding",
+    "folder_batch": "ghn_init.analysis.images",
+    "graph_statistics": "ghn_init.analysis.measure.graph_statistics",
+    "load_model": "ghn_init.analysis.models",
+    "random_batch": "ghn_init.analysis.images",
+    "rank": "ghn_init.analysis.ranking",
+    "zero_cost": "ghn_init.analysis.measure.proxies",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

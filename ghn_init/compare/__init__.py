@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._lazy import lazy
+from ghn_init.lazy import lazy
 
 if TYPE_CHECKING:
-    from ._comparison import Comparison, Row
-    from ._finetune import FineTuning, Outcome, Point
-    from ._methods import Method, parse_methods
-    from ._run import compare
-    from ._split import Split, load_split, split_images
+    from ghn_init.compare.comparison import Comparison, Row
+    from ghn_init.compare.finetune import FineTuning, Outcome, Point
+    from ghn_init.compare.methods import Method, parse_methods
+    from ghn_init.compare.run import compare
+    from ghn_init.images.split import Split, load_split, split_images
 
 __all__ = [
     "Comparison",
@@ -39,17 +39,17 @@ __all__ = [
 ]
 
 _HOME = {
-    "Comparison": "_comparison",
-    "FineTuning": "_finetune",
-    "Method": "_methods",
-    "Outcome": "_finetune",
-    "Point": "_finetune",
-    "Row": "_comparison",
-    "Split": "_split",
-    "compare": "_run",
-    "load_split": "_split",
-    "parse_methods": "_methods",
-    "split_images": "_split",
+    "Comparison": "ghn_init.compare.comparison",
+    "FineTuning": "ghn_init.compare.finetune",
+    "Method": "ghn_init.compare.methods",
+    "Outcome": "ghn_init.compare.finetune",
+    "Point": "ghn_init.compare.finetune",
+    "Row": "ghn_init.compare.comparison",
+    "Split": "ghn_init.images.split",
+    "compare": "ghn_init.compare.run",
+    "load_split": "ghn_init.images.split",
+    "parse_methods": "ghn_init.compare.methods",
+    "split_images": "ghn_init.images.split",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._lazy import lazy
+from ghn_init.lazy import lazy
 
 if TYPE_CHECKING:
-    from ._config import TrainConfig
-    from ._data import load_images
-    from ._distributed import World, start
-    from ._evaluate import Accuracies, Evaluation, evaluate
-    from ._generate import SPLITS, make_nets
-    from ._genotypes import Architecture, Cell
-    from ._loop import Schedule, train
-    from ._nets import load_nets, load_official_graph
-    from ._networks import Network
-    from ._recorded import recorded_graph
-    from ._sampling import Widths
+    from ghn_init.images.data import load_images
+    from ghn_init.train.config import TrainConfig
+    from ghn_init.train.distributed import World, start
+    from ghn_init.train.evaluation import Accuracies, Evaluation, evaluate
+    from ghn_init.train.loop import Schedule, train
+    from ghn_init.train.networks.generate import SPLITS, make_nets
+    from ghn_init.train.networks.genotypes import Architecture, Cell
+    from ghn_init.train.networks.nets import load_nets, load_official_graph
+    from ghn_init.train.networks.network import Network
+    from ghn_init.train.networks.recorded import recorded_graph
+    from ghn_init.train.sampling import Widths
 
 __all__ = [
     "SPLITS",
@@ -47,24 +47,24 @@ __all__ = [
 ]
 
 _HOME = {
-    "SPLITS": "_generate",
-    "Accuracies": "_evaluate",
-    "Architecture": "_genotypes",
-    "Cell": "_genotypes",
-    "Evaluation": "_evaluate",
-    "Network": "_networks",
-    "Schedule": "_loop",
-    "TrainConfig": "_config",
-    "Widths": "_sampling",
-    "World": "_distributed",
-    "evaluate": "_evaluate",
-    "load_images": "_data",
-    "load_nets": "_nets",
-    "load_official_graph": "_nets",
-    "make_nets": "_generate",
-    "recorded_graph": "_recorded",
-    "start": "_distributed",
-    "train": "_loop",
+    "SPLITS": "ghn_init.train.networks.generate",
+    "Accuracies": "ghn_init.train.evaluation",
+    "Architecture": "ghn_init.train.networks.genotypes",
+    "Cell": "ghn_init.train.networks.genotypes",
+    "Evaluation": "ghn_init.train.evaluation",
+    "Network": "ghn_init.train.networks.network",
+    "Schedule": "ghn_init.train.loop",
+    "TrainConfig": "ghn_init.train.config",
+    "Widths": "ghn_init.train.sampling",
+    "World": "ghn_init.train.distributed",
+    "evaluate": "ghn_init.train.evaluation",
+    "load_images": "ghn_init.images.data",
+    "load_nets": "ghn_init.train.networks.nets",
+    "load_official_graph": "ghn_init.train.networks.nets",
+    "make_nets": "ghn_init.train.networks.generate",
+    "recorded_graph": "ghn_init.train.networks.recorded",
+    "start": "ghn_init.train.distributed",
+    "train": "ghn_init.train.loop",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

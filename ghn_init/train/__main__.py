@@ -4,7 +4,7 @@ import atexit
 import os
 import sys
 
-from ._cli import main
+from ghn_init.cli.train import main
 
 status = main()
 if int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -15,9 +15,9 @@ from torch import nn
 
 from ghn_init import GHNInitError
 from ghn_init.analysis import LazyModels, load_model
-from ghn_init.analysis import _extra as extra
-from ghn_init.analysis._cli import add_parsers
-from ghn_init.analysis._models import pretrained_model, short_name
+from ghn_init.analysis import extra as extra
+from ghn_init.analysis.models import pretrained_model, short_name
+from ghn_init.cli.analysis import add_parsers
 
 FACTORY = """
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def run(*arguments: str) -> None:
 
 def test_help_is_light() -> None:
     code = (
-        "import sys, argparse; from ghn_init.analysis._cli import add_parsers; "
+        "import sys, argparse; from ghn_init.cli.analysis import add_parsers; "
         "add_parsers(argparse.ArgumentParser().add_subparsers()); "
         "print({'torch', 'matplotlib', 'scipy', 'networkx'} & set(sys.modules))"
     )

@@ -16,12 +16,12 @@ from torch import nn
 
 from ghn_init import GHN, GHNConfig, GHNInitError
 from ghn_init.analysis import Batch, diagnose
-from ghn_init.analysis._correlations import BINS, channel_correlations, channel_similarity
-from ghn_init.analysis._diagnose import singular_values
-from ghn_init.analysis._filters import first_filters
-from ghn_init.analysis._findings import findings
-from ghn_init.analysis._measured import Diagnosed, LayerFigures
-from ghn_init.analysis._signals import signals
+from ghn_init.analysis.diagnosis import singular_values
+from ghn_init.analysis.measure.correlations import BINS, channel_correlations, channel_similarity
+from ghn_init.analysis.measure.filters import first_filters
+from ghn_init.analysis.measure.findings import findings
+from ghn_init.analysis.measure.measured import Diagnosed, LayerFigures
+from ghn_init.analysis.measure.signals import signals
 
 METHODS = ("rand", "orth", "ghn3", "ghn3-orth")
 

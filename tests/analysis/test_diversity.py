@@ -15,7 +15,7 @@ from torch import nn
 import ghn_init
 from ghn_init import GHN, GHNConfig, GHNInitError
 from ghn_init.analysis import diversity
-from ghn_init.analysis._diversity import matched_cosine, mean_distance
+from ghn_init.analysis.tensor_diversity import matched_cosine, mean_distance
 
 
 def seeded() -> GHN:

@@ -16,8 +16,8 @@ from models import ConvNet, torchvision_model
 import ghn_init
 from ghn_init import GHNInitError, Graph, Node
 from ghn_init.analysis import draw, graph_statistics
-from ghn_init.analysis._layout import layered
-from ghn_init.analysis._palette import PRIMITIVE_STYLES
+from ghn_init.analysis.plots.layout import layered
+from ghn_init.analysis.plots.palette import PRIMITIVE_STYLES
 
 RECORDED = json.loads(
     lzma.decompress((Path(__file__).parents[1] / "data" / "graphs.json.xz").read_bytes())

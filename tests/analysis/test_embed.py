@@ -14,7 +14,7 @@ from torch import nn
 import ghn_init
 from ghn_init import GHN, GHNConfig, GHNInitError
 from ghn_init.analysis import Embedding, embed
-from ghn_init.analysis._embed import principal_components
+from ghn_init.analysis.embedding import principal_components
 
 
 def seeded() -> GHN:

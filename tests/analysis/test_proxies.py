@@ -12,8 +12,8 @@ from models import ConvNet
 from torch import Tensor, nn
 
 from ghn_init import GHNInitError, trace
-from ghn_init._postprocess import weight_layers
 from ghn_init.analysis import PROXIES, Batch, zero_cost
+from ghn_init.weights.postprocess import weight_layers
 
 
 def linear() -> tuple[nn.Linear, Tensor, Tensor, Tensor]:

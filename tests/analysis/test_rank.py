@@ -14,8 +14,8 @@ from PIL import Image
 
 from ghn_init import GHN, GHNConfig, GHNInitError
 from ghn_init.analysis import folder_batch, rank
-from ghn_init.analysis._columns import as_numbers, column, read_columns
-from ghn_init.analysis._rank import kendall_tau
+from ghn_init.analysis.measure.columns import as_numbers, column, read_columns
+from ghn_init.analysis.ranking import kendall_tau
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import ghn_init.compare
-from ghn_init._cli import main
-from ghn_init.analysis import _extra as extra
+from ghn_init.analysis import extra as extra
+from ghn_init.cli.main import main
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_errors_are_one_line(
 
 def test_help_is_light() -> None:
     code = (
-        "import sys, argparse; from ghn_init.compare._cli import add_parser; "
+        "import sys, argparse; from ghn_init.cli.compare import add_parser; "
         "add_parser(argparse.ArgumentParser().add_subparsers()); import ghn_init.compare; "
         "print({'torch', 'matplotlib', 'PIL', 'numpy'} & set(sys.modules))"
     )

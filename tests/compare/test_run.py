@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ghn_init import GHN, GHNConfig, GHNInitError, apply
-from ghn_init.compare import Comparison, FineTuning, Outcome, Point, Split, _run, load_split
-from ghn_init.compare._finetune import evaluate, fine_tune, runnable_format
-from ghn_init.train._data import Images
+from ghn_init.compare import Comparison, FineTuning, Outcome, Point, Split, load_split
+from ghn_init.compare import run as run_module
+from ghn_init.compare.finetune import evaluate, fine_tune, runnable_format
+from ghn_init.images.data import Images
 
 Run = Callable[..., Comparison]
 Build = Callable[..., Callable[[int], nn.Module]]
@@ -123,7 +124,7 @@ def test_methods_are_applied_with_their_settings(run: Run, monkeypatch: pytest.M
         applied.append((method, *given.values(), keywords["ghn"]))
         return apply(model, method, **keywords)
 
-    monkeypatch.setattr(_run, "apply", recording)
+    monkeypatch.setattr(run_module, "apply", recording)
     ghn = hypernetwork()
     method = "ghn3-orth:noise=0,orth_start=2,norms=keep"
     run(f"orth,{method}", ghn=ghn, points=[Point(1e-2), Point(1e-3)])
@@ -166,7 +167,7 @@ def test_an_interrupted_comparison_goes_on(
         made += 1
         return fine_tune(*args)
 
-    monkeypatch.setattr(_run, "fine_tune", counting)
+    monkeypatch.setattr(run_module, "fine_tune", counting)
     file = tmp_path / "results.json"
     for limit in (3, 6):  # in the choice, and behind it
         with pytest.raises(KeyboardInterrupt):
@@ -187,7 +188,7 @@ def test_methods_and_seeds_can_be_added(
     file = tmp_path / "results.json"
     run("rand", results=file, seeds=1)
     run("orth,ghn3", results=file, seeds=2, ghn=hypernetwork())
-    monkeypatch.setattr(_run, "fine_tune", lambda *args: pytest.fail("it was there already"))
+    monkeypatch.setattr(run_module, "fine_tune", lambda *args: pytest.fail("it was there already"))
     found = run("ghn3,orth", results=file, seeds=2, ghn=hypernetwork())
     assert [row.method for row in found.rows] == ["ghn3", "orth"]
     assert len(run("rand", results=file, seeds=1).rows[0].outcomes) == 1
@@ -230,7 +231,7 @@ def test_a_damaged_file(text: str, run: Run, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_noticed_before_the_first_run(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_run, "fine_tune", lambda *args: pytest.fail("too late"))
+    monkeypatch.setattr(run_module, "fine_tune", lambda *args: pytest.fail("too late"))
     with pytest.raises(GHNInitError, match="cannot write"):
         run("rand", results=tmp_path / "missing" / "results.json")
 
@@ -258,7 +259,7 @@ def test_hyperparameters_are_chosen_on_images_that_were_held_out(
             accuracy = 100 - trials[point]
         return Outcome(((how.steps, accuracy),))
 
-    monkeypatch.setattr(_run, "fine_tune", fake)
+    monkeypatch.setattr(run_module, "fine_tune", fake)
     rand, orth = run(points=points).rows
     assert rand.point == points[1]  # the first of two equals
     assert rand.choice == trials
@@ -365,7 +366,7 @@ def test_errors_come_before_any_run(
     arguments: dict[str, Any], message: str, run: Run, tmp_path: Path, cache: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(_run, "fine_tune", lambda *args: pytest.fail("too late"))
+    monkeypatch.setattr(run_module, "fine_tune", lambda *args: pytest.fail("too late"))
     with pytest.raises(GHNInitError, match=message):
         run(results=tmp_path / "results.json", **arguments)
     assert not list(tmp_path.iterdir())
@@ -374,7 +375,7 @@ def test_errors_come_before_any_run(
 def test_a_method_that_fails_does_so_before_any_run(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_run, "fine_tune", lambda *args: pytest.fail("too late"))
+    monkeypatch.setattr(run_module, "fine_tune", lambda *args: pytest.fail("too late"))
     ghn = hypernetwork()
     for parameter in ghn.parameters():
         nn.init.constant_(parameter, float("nan"))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ghn_init import GHNInitError
 from ghn_init.compare import load_split, split_images
-from ghn_init.train._data import Images, LargeImages, SmallImages, load_images
+from ghn_init.images.data import Images, LargeImages, SmallImages, load_images
 
 
 def pixels(images: Images | None) -> set[bytes]:

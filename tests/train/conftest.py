@@ -11,11 +11,11 @@ import pytest
 import torch
 from image_folders import bright_and_dark
 
-from ghn_init.train._config import TrainConfig
-from ghn_init.train._generate import sample
-from ghn_init.train._genotypes import to_json
-from ghn_init.train._nets import header, nets_path
-from ghn_init.train._sampling import Widths
+from ghn_init.train.config import TrainConfig
+from ghn_init.train.networks.generate import sample
+from ghn_init.train.networks.genotypes import to_json
+from ghn_init.train.networks.nets import header, nets_path
+from ghn_init.train.sampling import Widths
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ghn_init import GHNInitError
-from ghn_init.train._data import SmallImages, count_images, first, load_images, steps_per_epoch
-from ghn_init.train._generate import sample
-from ghn_init.train._sampling import MetaBatches, Widths, balance
+from ghn_init.images.data import SmallImages, count_images, first, load_images, steps_per_epoch
+from ghn_init.train.networks.generate import sample
+from ghn_init.train.sampling import MetaBatches, Widths, balance
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from ghn_init import GHNInitError
-from ghn_init.train import _extra
-from ghn_init.train._cli import main
-from ghn_init.train._config import TrainConfig
-from ghn_init.train._data import load_images
-from ghn_init.train._evaluate import Evaluation, accuracy, evaluate
-from ghn_init.train._generate import sample
-from ghn_init.train._init import initialise
-from ghn_init.train._networks import Network
-from ghn_init.train._seeds import torch_generator
+from ghn_init.cli.train import main
+from ghn_init.images import extra
+from ghn_init.images.data import load_images
+from ghn_init.seeds import torch_generator
+from ghn_init.train.config import TrainConfig
+from ghn_init.train.evaluation import Evaluation, accuracy, evaluate
+from ghn_init.train.init import initialise
+from ghn_init.train.networks.generate import sample
+from ghn_init.train.networks.network import Network
 
 QUIET = Evaluation(batch_size=8, control=2, quiet=True)
 NETS = [sample("test", i).resized(8, 16) for i in (0, 2, 5)]
@@ -89,7 +89,7 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 def test_without_the_extra_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_extra.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None)
     arguments = ["--nets", "x", "--data", "y", "--max-steps", "1", "--out", str(tmp_path)]
     assert main(["run", *arguments]) == 1
     error = capsys.readouterr().err

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ghn_init import GHNInitError
-from ghn_init.train import _generate
-from ghn_init.train._generate import SPLITS, make_nets, sample
-from ghn_init.train._genotypes import to_json
-from ghn_init.train._nets import load_nets
-from ghn_init.train._networks import Network
+from ghn_init.train.networks import generate
+from ghn_init.train.networks.generate import SPLITS, make_nets, sample
+from ghn_init.train.networks.genotypes import to_json
+from ghn_init.train.networks.nets import load_nets
+from ghn_init.train.networks.network import Network
 
 COUNT = 40
 
@@ -60,7 +60,7 @@ def test_seeds_differ_and_repeat() -> None:
 
 
 def test_files_go_on_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_generate, "_CHUNK", 4)
+    monkeypatch.setattr(generate, "_CHUNK", 4)
     whole = make_nets("train", 20, tmp_path / "whole", seed=5, workers=1).read_bytes()
     cut = make_nets("train", 7, tmp_path / "cut", seed=5, workers=1)
     with open(cut, "ab") as file:

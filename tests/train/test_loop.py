@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 
 from ghn_init import GHNInitError, load_ghn
-from ghn_init._predict import predict_graphs
-from ghn_init.train import _loop
-from ghn_init.train._config import TrainConfig, from_json
-from ghn_init.train._data import load_images
-from ghn_init.train._distributed import World, start
-from ghn_init.train._init import initialise, parameter_groups
-from ghn_init.train._loop import Schedule, learning_rate, train
-from ghn_init.train._nets import load_nets
-from ghn_init.train._sampling import MetaBatches
-from ghn_init.train._step import Timer, Totals, gradients
+from ghn_init.hypernetwork.prediction import predict_graphs
+from ghn_init.images.data import load_images
+from ghn_init.train import loop
+from ghn_init.train.config import TrainConfig, from_json
+from ghn_init.train.distributed import World, start
+from ghn_init.train.init import initialise, parameter_groups
+from ghn_init.train.loop import Schedule, learning_rate, train
+from ghn_init.train.networks.nets import load_nets
+from ghn_init.train.sampling import MetaBatches
+from ghn_init.train.step import Timer, Totals, gradients
 
 MakeConfig = Callable[..., TrainConfig]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -107,10 +107,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(
             raise KeyboardInterrupt
         return gradients(*args)
 
-    monkeypatch.setattr(_loop, "gradients", stop)
+    monkeypatch.setattr(loop, "gradients", stop)
     with pytest.raises(KeyboardInterrupt):
         train(run, tmp_path / "parts", ALONE, OFTEN)
-    monkeypatch.setattr(_loop, "gradients", gradients)
+    monkeypatch.setattr(loop, "gradients", gradients)
     assert len(metrics(tmp_path / "parts")) == 2
     train(run, tmp_path / "parts", ALONE, OFTEN)
     assert same(tmp_path / "whole", tmp_path / "parts")
@@ -169,7 +169,7 @@ def test_an_infinite_loss_is_skipped_counted_and_in_the_end_an_error(
             totals.values[-1] += 1
         return totals
 
-    monkeypatch.setattr(_loop, "gradients", spoil)
+    monkeypatch.setattr(loop, "gradients", spoil)
     run = config(patience=3, steps=8)
     train(run, tmp_path / "once", ALONE, OFTEN)
     lines = metrics(tmp_path / "once")
@@ -189,7 +189,7 @@ def test_a_skipped_step_changes_nothing(
             p.grad.fill_(float("nan"))
         return totals
 
-    monkeypatch.setattr(_loop, "gradients", spoil)
+    monkeypatch.setattr(loop, "gradients", spoil)
     run = config(steps=2)
     train(run, tmp_path, ALONE, OFTEN)
     start_weights = initialise(run, 2).state_dict()

@@ -1,0 +1,186 @@
+"""`embed`: architectures as a hypernetwork sees them, on a map (second paper, Figure 5)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ghn_init.analysis.extra import plot_extra
+from ghn_init.analysis.initializations import Checkpoint, load_hypernetwork
+from ghn_init.analysis.plots.palette import GREY, series_style
+from ghn_init.analysis.results import Result, text_table
+from ghn_init.errors import GHNInitError
+from ghn_init.graph.tracing import trace
+from ghn_init.progress import Progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MARKER = 5.0
+"""Points from the middle of a marker to where a name may begin."""
+
+_SIDES = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1.4), (0, -1.4))
+"""Where a name may go, best first: right or left of the point, and above or below."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding(Result):
+    """Architectures in the space of a hypernetwork's node features.
+
+    Arguments:
+        names: of the models.
+        vectors: `(models, d)`, the mean of each model's node features.
+        places: `(models, 2)`, on the first two principal components.
+        explained: share of the variance along each of the two.
+        column: what the colours stand for.
+        values: of the column, by model: all numbers, or names; a model without one is grey.
+    """
+
+    names: tuple[str, ...]
+    vectors: Tensor
+    places: Tensor
+    explained: tuple[float, float]
+    column: str
+    values: Mapping[str, float | str]
+
+    def table(self) -> str:
+        """Places on the map, and the column."""
+        rows = [
+            (name, x, y, self.values.get(name))
+            for name, (x, y) in zip(self.names, self.places.tolist(), strict=True)
+        ]
+        first, second = (f"PC{i} ({100 * s:.0f}%)" for i, s in enumerate(self.explained, 1))
+        return text_table(("model", first, second, self.column), rows)
+
+    def plot(self) -> Figure:
+        """The map, coloured by the column; numbers on a scale, names each in its own style."""
+        figure = plot_extra("matplotlib.figure").Figure((8, 6), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        if any(isinstance(value, str) for value in self.values.values()):
+            self._plot_groups(axes)
+        else:
+            self._plot_numbers(figure, axes)
+        for side, share in zip(("x", "y"), self.explained, strict=True):
+            text = f"principal component {1 + (side == 'y')} ({100 * share:.0f}% of the variance)"
+            axes.set(**{f"{side}label": text})
+        axes.margins(0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        _name_points(figure, axes, self.names, self.places)
+        return figure
+
+    def _plot_numbers(self, figure: Figure, axes: Axes) -> None:
+        known = [i for i, name in enumerate(self.names) if name in self.values]
+        other = [i for i in range(len(self.names)) if i not in known]
+        xs, ys = self.places[other].t().tolist()
+        axes.scatter(xs, ys, color=GREY, marker="x", s=30)
+        numbers = [self.values[self.names[i]] for i in known]
+        xs, ys = self.places[known].t().tolist()
+        points = axes.scatter(
+            xs, ys, c=numbers, cmap="viridis", s=40, edgecolor="black", linewidth=0.5
+        )
+        figure.colorbar(points, label=self.column, shrink=0.7)
+
+    def _plot_groups(self, axes: Axes) -> None:
+        groups: dict[str, list[int]] = {}
+        for index, name in enumerate(self.names):
+            groups.setdefault(str(self.values.get(name, "unknown")), []).append(index)
+        for i, (group, members) in enumerate(groups.items()):
+            style = series_style(i)
+            marker = "osD^vPXph*<>"[(i + i // 7) % 12]  # seven colours by twelve shapes: 84 differ
+            xs, ys = self.places[members].t().tolist()
+            axes.scatter(xs, ys, label=group, color=style.color, marker=marker, s=40,
+                         edgecolor="black", linewidth=0.5)  # fmt: skip
+        axes.legend(title=self.column, fontsize=7, title_fontsize=8, loc="upper left",
+                    bbox_to_anchor=(1.01, 1), frameon=False)  # fmt: skip
+
+    def content(self) -> dict[str, Any]:
+        """Vectors and places by model."""
+        models = {
+            name: {"vector": vector, "place": place, self.column: self.values.get(name)}
+            for name, vector, place in zip(
+                self.names, self.vectors.tolist(), self.places.tolist(), strict=True
+            )
+        }
+        return {"explained": self.explained, "models": models}
+
+
+def embed(
+    models: Mapping[str, nn.Module],
+    ghn: Checkpoint,
+    *,
+    column: str = "parameters (M)",
+    values: Mapping[str, float | str] | None = None,
+    progress: bool = False,
+) -> Embedding:
+    """Embed architectures: the mean of their node features behind the graph network, and its PCA.
+
+    As in Figure 5 of the second paper. It does not depend on the models' weights.
+
+    Arguments:
+        models: by name, two or more; a `LazyModels` keeps one at a time in memory.
+        ghn: a hypernetwork, its name or its path.
+        column: name of the values.
+        values: to colour the map by: numbers, or names of groups. Default: millions of parameters.
+        progress: show progress on stderr.
+
+    Raises:
+        GHNInitError: fewer than two models, one that cannot be traced, or a bad checkpoint.
+    """
+    if len(models) < 2:
+        raise GHNInitError(f"{len(models)} models make no map: give two or more.")
+    hypernetwork = load_hypernetwork(ghn)
+    vectors, sizes = [], {}
+    with Progress(len(models), "models", silent=not progress) as line, torch.no_grad():
+        for name, model in models.items():
+            sizes[name] = sum(p.numel() for p in model.parameters()) / 1e6
+            vectors.append(hypernetwork(hypernetwork.encode([trace(model)]))[0].mean(dim=0).cpu())
+            line.update(model=name)
+    stacked = torch.stack(vectors)
+    places, explained = principal_components(stacked)
+    shown = sizes if values is None else {k: v for k, v in values.items() if k in sizes}
+    return Embedding(tuple(models), stacked, places, explained, column, shown)
+
+
+def principal_components(vectors: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    """`(n, d)` -> `(n, 2)` on the first two principal components, and their variance's shares.
+
+    Signs are such that each component's largest loading is positive.
+    """
+    centred = (vectors - vectors.mean(dim=0)).double()
+    _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
+    axes = directions[:2]
+    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+    axes = axes * torch.where(largest < 0, -1.0, 1.0)
+    shares = sizes.square() / sizes.square().sum().clamp(min=1e-300)
+    return (centred @ axes.t()).float(), (shares[0].item(), shares[1].item())
+
+
+def _name_points(figure: Figure, axes: Axes, names: Sequence[str], places: Tensor) -> None:
+    """Names beside the points, on the first side where they cover no point and no other name.
+
+    A name that would is left out: the table has it.
+    """
+    figure.draw_without_rendering()  # the layout settles, and so do places on the page
+    box = plot_extra("matplotlib.transforms").Bbox
+    centres = axes.transData.transform(places.numpy())
+    reach = _MARKER * figure.dpi / 72
+    taken = [box.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in centres]
+    for name, place in zip(names, places.tolist(), strict=True):
+        for away, (right, up) in itertools.product((1.0, 2.2, 3.6), _SIDES):
+            leader = {"arrowstyle": "-", "color": GREY, "linewidth": 0.4} if away > 1 else None
+            text = axes.annotate(
+                name, place, (away * right * _MARKER, away * up * _MARKER), fontsize=6,
+                textcoords="offset points", va="center", arrowprops=leader,
+                ha={-1: "right", 0: "center", 1: "left"}[right],
+            )  # fmt: skip
+            extent = text.get_window_extent()
+            if not extent.count_overlaps(taken) and axes.bbox.containsy(extent.y0):
+                taken.append(extent)
+                break
+            text.remove()

@@ -1,0 +1,204 @@
+"""`rank`: how well untrained scores order architectures by their accuracy (Table 13)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torchvision.datasets import ImageFolder
+
+from ghn_init.analysis.extra import plot_extra
+from ghn_init.analysis.images import Batch, folder_batch, iter_batches, open_folder, traced
+from ghn_init.analysis.initializations import Checkpoint, initialized, load_hypernetwork
+from ghn_init.analysis.measure.proxies import PROXIES, zero_cost
+from ghn_init.analysis.measure.signals import first_tensor, use_batch_statistics
+from ghn_init.analysis.plots.palette import BLUE
+from ghn_init.analysis.results import Result, text_table
+from ghn_init.errors import GHNInitError
+from ghn_init.graph.graph import Graph
+from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.progress import Progress
+from ghn_init.weights.postprocess import weight_layers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Ranking(Result):
+    """Scores of models beside their accuracies.
+
+    Arguments:
+        accuracies: by model, as given.
+        scores: by metric, then by model; a model that a metric fails for is missing.
+        taus: Kendall's tau (b) between accuracies and scores, by metric; None where it is not
+            defined, with fewer than two models or equal scores.
+        failures: `(metric, model, reason)`.
+    """
+
+    accuracies: Mapping[str, float]
+    scores: Mapping[str, Mapping[str, float]]
+    taus: Mapping[str, float | None]
+    failures: tuple[tuple[str, str, str], ...]
+
+    def table(self) -> str:
+        """Scores of each model, and Kendall's tau of each metric."""
+        rows: list[Sequence[object]] = [
+            (name, accuracy, *(scores.get(name) for scores in self.scores.values()))
+            for name, accuracy in self.accuracies.items()
+        ]
+        rows.append(("Kendall's tau", None, *self.taus.values()))
+        lines = [text_table(("model", "accuracy", *self.scores), rows)]
+        lines += [f"{metric}, {model}: {reason}" for metric, model, reason in self.failures]
+        return "\n".join(lines)
+
+    def plot(self) -> Figure:
+        """A panel a metric: accuracy over the rank of the score."""
+        columns = min(4, len(self.scores))
+        rows = -(-len(self.scores) // columns)
+        figure = plot_extra("matplotlib.figure").Figure(
+            (0.6 + 2.6 * columns, 0.4 + 2.3 * rows), dpi=150, layout="constrained"
+        )
+        panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+        for panel in panels[len(self.scores) :]:
+            panel.set_axis_off()
+        for panel, (metric, scores) in zip(panels, self.scores.items(), strict=False):
+            ranks = plot_extra("scipy.stats").rankdata(list(scores.values()))
+            panel.scatter(
+                ranks, [self.accuracies[name] for name in scores],
+                color=BLUE, s=18, edgecolor="black", linewidth=0.4,
+            )  # fmt: skip
+            tau = self.taus[metric]
+            shown = "undefined" if tau is None else f"= {tau:.2f}"
+            panel.set_title(f"{metric}: \N{GREEK SMALL LETTER TAU} {shown}", fontsize=9)
+            panel.tick_params(labelsize=7)
+            panel.xaxis.set_major_locator(plot_extra("matplotlib.ticker").MaxNLocator(integer=True))
+            panel.spines[["top", "right"]].set_visible(False)
+        figure.supxlabel("rank by score", fontsize=9)
+        figure.supylabel("accuracy", fontsize=9)
+        return figure
+
+    def content(self) -> dict[str, Any]:
+        """Accuracies, scores, taus and failures."""
+        return {
+            "accuracies": dict(self.accuracies),
+            "scores": {metric: dict(scores) for metric, scores in self.scores.items()},
+            "tau": dict(self.taus),
+            "failures": self.failures,
+        }
+
+
+def rank(
+    models: Mapping[str, nn.Module],
+    accuracies: Mapping[str, float],
+    data: str | os.PathLike[str],
+    *,
+    ghn: Checkpoint | None = None,
+    metrics: Sequence[str] = tuple(PROXIES),
+    batch_size: int = 32,
+    images: int = 512,
+    seed: int = 0,
+    progress: bool = False,
+) -> Ranking:
+    """Kendall's tau between accuracies and what is known before training (GHN-3 paper, Table 13).
+
+    Arguments:
+        models: by name, as they are initialized; the metrics are computed from that. A
+            `LazyModels` keeps one at a time in memory.
+        accuracies: what training gave, by model.
+        data: folder of images, one subfolder a class, or `train/` and `test/` (or `val/`) with
+            such subfolders: a mini-batch of the first for the metrics, images of the second for
+            the accuracy of predicted parameters.
+        ghn: a hypernetwork, its name or its path, to add the accuracy that its predicted
+            parameters have without any training (metric "ghn", in per cent; batch norm uses the
+            statistics of batches).
+        metrics: of `PROXIES`.
+        batch_size: images of the mini-batch, and of each batch of the accuracy.
+        images: for the accuracy, at most.
+        seed: of the choice of images.
+        progress: show progress on stderr.
+
+    Raises:
+        GHNInitError: no such folder or metric, a model without accuracy, a hypernetwork for
+            another number of classes, or no extra `[plot]` (scipy).
+    """
+    unknown = [metric for metric in metrics if metric not in PROXIES]
+    if unknown:
+        raise GHNInitError(f"unknown metric {unknown[0]!r}: choose among {', '.join(PROXIES)}.")
+    if batch_size < 2:
+        raise GHNInitError(f"batch_size is {batch_size}: give 2 or more, as batch norm needs.")
+    missing = [name for name in models if name not in accuracies]
+    if missing:
+        raise GHNInitError(f"no accuracy is given for {', '.join(missing[:5])}.")
+    plot_extra("scipy.stats")  # before the long part
+    hypernetwork = None if ghn is None else load_hypernetwork(ghn)
+    names = (*([] if ghn is None else ["ghn"]), *metrics)
+    scores: dict[str, dict[str, float]] = {metric: {} for metric in names}
+    failures = []
+    with Progress(len(models) * len(names), "scores", silent=not progress) as line:
+        for name, model in models.items():
+            graph, shape = traced(model)
+            layers, batch = weight_layers(graph), folder_batch(data, shape[-1], batch_size, seed)
+            _check_outputs(name, graph, batch)
+            if hypernetwork is not None:
+                test = open_folder(data, shape[-1], test=True)
+                accuracy = _accuracy(model, graph, hypernetwork, test, images, batch_size)
+                scores["ghn"][name] = accuracy
+                line.update(model=name, metric="ghn")
+            for metric in metrics:
+                try:
+                    scores[metric][name] = zero_cost(metric, model, layers, batch)
+                except GHNInitError as error:
+                    failures.append((metric, name, str(error)))
+                line.update(model=name, metric=metric)
+    known = {name: accuracies[name] for name in models}
+    taus = {metric: kendall_tau(known, values) for metric, values in scores.items()}
+    return Ranking(known, scores, taus, tuple(failures))
+
+
+def _check_outputs(name: str, graph: Graph, batch: Batch) -> None:
+    top = int(batch.labels.max())
+    if graph.num_classes is not None and top >= graph.num_classes:
+        raise GHNInitError(
+            f"{name} has {graph.num_classes} outputs and the data labels up to {top}: build the "
+            "models for as many classes as the data has."
+        )
+
+
+def kendall_tau(a: Mapping[str, float], b: Mapping[str, float]) -> float | None:
+    """Kendall's tau-b over the models that both have; None where it is not defined."""
+    both = [name for name in a if name in b]
+    if len(both) < 2:
+        return None
+    stats = plot_extra("scipy.stats")
+    tau = float(stats.kendalltau([a[n] for n in both], [b[n] for n in both]).statistic)
+    return None if tau != tau else tau
+
+
+def _accuracy(
+    model: nn.Module, graph: Graph, ghn: GHN, folder: ImageFolder, images: int, batch_size: int
+) -> float:
+    """Top-1 accuracy of predicted parameters, in per cent."""
+    if not len(folder.classes) == graph.num_classes == ghn.config.num_classes:
+        raise GHNInitError(
+            f"the data has {len(folder.classes)} classes, the model {graph.num_classes}, and "
+            f"{ghn.name} predicts {ghn.config.num_classes}: they must be the same."
+        )
+    arch = ghn.config.arch
+    ready, _ = initialized(model, arch, {arch: ghn}, noise=0.0)
+    use_batch_statistics(ready)
+    right = total = 0
+    with torch.no_grad():
+        for batch in iter_batches(folder, images, batch_size, seed=0):
+            right += _right(ready, batch)
+            total += len(batch.labels)
+    return 100 * right / total
+
+
+def _right(model: nn.Module, batch: Batch) -> int:
+    scores = first_tensor(model(batch.images.to(next(model.parameters()))))
+    return int((scores.argmax(dim=1).cpu() == batch.labels).sum())

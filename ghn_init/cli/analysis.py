@@ -1,0 +1,285 @@
+"""The commands `ghn-init draw`, `diagnose`, `diversity`, `embed` and `rank`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ghn_init.analysis.models import LazyModels
+    from ghn_init.analysis.results import Result
+
+_MODEL = "a timm or torchvision model name, or path/to/file.py:factory"
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the commands to `ghn-init`.
+
+    Arguments:
+        commands: what `ArgumentParser.add_subparsers` gave.
+    """
+    _add_draw(commands)
+    _add_diagnose(commands)
+    _add_diversity(commands)
+    _add_embed(commands)
+    _add_rank(commands)
+
+
+def _add_outputs(parser: argparse.ArgumentParser, suffixes: str = ".png or .svg") -> None:
+    parser.add_argument("-o", "--output", metavar="FILE", help=f"write the picture: {suffixes}")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    _add_build(parser)
+    parser.add_argument(
+        "--input-shape", type=_shape, metavar="3xHxW", help="default: what the model takes"
+    )
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", metavar="MODEL", nargs="+", help=_MODEL)
+    _add_build(parser)
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--library", choices=("timm", "torchvision"), help="default: timm first")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="default: the model's own")
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """`"64x3x7x7"` -> `(64, 3, 7, 7)`."""
+    return tuple(int(size) for size in text.split("x"))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _finish(result: Result, options: argparse.Namespace) -> None:
+    """Print a result, and write its picture where one is asked for."""
+    if options.output is not None:
+        result.save(options.output)
+    print(result.to_json() if options.json else result.table())
+    if options.output is not None and not options.json:
+        print(f"written to {options.output}")
+
+
+def _check_output(options: argparse.Namespace, *more: str) -> None:
+    """Refuse a picture that could not be made before anything long is computed."""
+    if options.output is None:
+        return
+    from ghn_init.analysis.extra import plot_extra
+    from ghn_init.analysis.results import PICTURES, check_suffix
+    from ghn_init.errors import GHNInitError
+
+    folder = Path(options.output).resolve().parent
+    if not os.access(folder, os.W_OK):
+        raise GHNInitError(f"cannot write {options.output!r}: no writable folder {str(folder)!r}.")
+    if check_suffix(options.output, (*PICTURES, *more)) in PICTURES:
+        plot_extra("matplotlib.figure")
+
+
+def _lazy_models(options: argparse.Namespace, pretrained: bool = False) -> LazyModels:
+    from ghn_init.analysis.models import LazyModels
+
+    seed = getattr(options, "seed", 0)
+    return LazyModels(options.models, options.library, options.num_classes, seed, pretrained)
+
+
+def _add_draw(commands: Any) -> None:
+    parser = commands.add_parser("draw", help="draw the graph that a hypernetwork reads")
+    _add_model(parser)
+    parser.add_argument(
+        "--head", type=int, default=1000, metavar="N", help="classes of the checkpoint in mind: a "
+        "classifier of another size is not predicted; default: %(default)s",
+    )  # fmt: skip
+    _add_outputs(parser, ".png, .svg or .dot")
+    parser.set_defaults(run=_draw)
+
+
+def _draw(options: argparse.Namespace) -> None:
+    _check_output(options, ".dot")
+    import torch
+
+    from ghn_init.analysis.drawing import draw
+    from ghn_init.analysis.models import load_model, short_name
+
+    model = load_model(options.model, options.library, options.num_classes)
+    shape = options.input_shape
+    result = draw(
+        model,
+        name=short_name(options.model),
+        num_classes=options.head,
+        example_inputs=None if shape is None else torch.empty(2, *shape, device="meta"),
+    )
+    _finish(result, options)
+
+
+def _add_diagnose(commands: Any) -> None:
+    parser = commands.add_parser("diagnose", help="compare initializations before training")
+    _add_model(parser)
+    parser.add_argument(
+        "--methods", type=_names, default=["rand", "orth", "ghn3", "ghn3-orth"], metavar="LIST",
+        help="of `ghn-init list`, or pretrained; default: rand,orth,ghn3,ghn3-orth",
+    )  # fmt: skip
+    _add_checkpoints(parser)
+    parser.add_argument("--data", metavar="DIR", help="images by class; default: random ones")
+    parser.add_argument("--layers", type=_names, metavar="LIST", help="weights to show in full")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="default: 8")
+    _add_seed(parser)
+    _add_outputs(parser)
+    parser.set_defaults(run=_diagnose)
+
+
+def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ghn", action="append", metavar="CHECKPOINT",
+        help="name or path, once for ghn3 and once for ghn2; see `ghn-init list`",
+    )  # fmt: skip
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    _check_output(options)
+    from ghn_init.analysis.diagnosis import diagnose
+    from ghn_init.analysis.images import folder_batch, traced
+    from ghn_init.analysis.models import load_model, pretrained_model, short_name
+
+    model = load_model(options.model, options.library, options.num_classes, options.seed)
+    batch = None
+    if options.data is not None:
+        _, shape = traced(model, options.input_shape)
+        batch = folder_batch(options.data, shape[-1], options.batch_size, options.seed)
+    wants_pretrained = "pretrained" in options.methods
+    result = diagnose(
+        model,
+        options.methods,
+        ghn=options.ghn,
+        pretrained=pretrained_model(options.model, options.library) if wants_pretrained else None,
+        batch=batch,
+        layers=options.layers,
+        input_shape=options.input_shape,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        name=short_name(options.model),
+        progress=True,
+    )
+    _finish(result, options)
+
+
+def _add_diversity(commands: Any) -> None:
+    parser = commands.add_parser("diversity", help="how different tensors of one shape are")
+    _add_models(parser)
+    parser.add_argument(
+        "--methods", type=_names, default=["ghn3"], metavar="LIST",
+        help="of `ghn-init list`, or pretrained; default: ghn3",
+    )  # fmt: skip
+    _add_checkpoints(parser)
+    parser.add_argument(
+        "--shape", type=_shape, action="append", metavar="64x3x7x7",
+        help="may be repeated; default: the three most frequent",
+    )  # fmt: skip
+    _add_seed(parser)
+    _add_outputs(parser)
+    parser.set_defaults(run=_diversity)
+
+
+def _diversity(options: argparse.Namespace) -> None:
+    _check_output(options)
+    from ghn_init.analysis.tensor_diversity import diversity
+
+    result = diversity(
+        _lazy_models(options),
+        options.methods,
+        ghn=options.ghn,
+        pretrained=_lazy_models(options, pretrained=True),
+        shapes=options.shape,
+        seed=options.seed,
+        progress=True,
+    )
+    _finish(result, options)
+
+
+def _add_embed(commands: Any) -> None:
+    parser = commands.add_parser("embed", help="map architectures as a hypernetwork sees them")
+    _add_models(parser)
+    parser.add_argument("--ghn", required=True, metavar="CHECKPOINT", help="name or path")
+    parser.add_argument(
+        "--color", default="size", metavar="COLUMN",
+        help="size (default), family, or a column of --table",
+    )  # fmt: skip
+    parser.add_argument("--table", metavar="FILE", help="CSV or JSON with columns by model")
+    _add_outputs(parser)
+    parser.set_defaults(run=_embed)
+
+
+def _embed(options: argparse.Namespace) -> None:
+    _check_output(options)
+    from ghn_init.analysis.embedding import embed
+
+    colors = _colors(options)
+    _finish(embed(_lazy_models(options), options.ghn, **colors, progress=True), options)
+
+
+def _colors(options: argparse.Namespace) -> dict[str, Any]:
+    """The column to colour by; numbers as such if all of it are."""
+    from ghn_init.analysis.measure.columns import as_numbers, column, read_columns
+    from ghn_init.errors import GHNInitError
+
+    if options.table is None:
+        if options.color not in ("size", "family"):
+            raise GHNInitError(f"--color {options.color} needs --table, a file with that column.")
+        if options.color == "size":
+            return {}
+        return {"column": "family", "values": _lazy_models(options).families()}
+    values: Any = column(read_columns(options.table), options.color, Path(options.table).name)
+    with contextlib.suppress(GHNInitError):  # else they are names of groups
+        values = as_numbers(values)
+    return {"column": options.color, "values": values}
+
+
+def _add_rank(commands: Any) -> None:
+    parser = commands.add_parser("rank", help="Kendall's tau of what is known before training")
+    _add_models(parser)
+    parser.add_argument("--data", required=True, metavar="DIR", help="images by class")
+    parser.add_argument(
+        "--table", required=True, metavar="FILE", help="CSV or JSON with the models' accuracies"
+    )
+    parser.add_argument("--accuracy", metavar="COLUMN", help="default: the only one")
+    parser.add_argument("--ghn", metavar="CHECKPOINT", help="adds the accuracy it predicts")
+    parser.add_argument("--metrics", type=_names, metavar="LIST", help="default: all six")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="default: 32")
+    parser.add_argument("--images", type=int, default=512, metavar="N",
+                        help="for the accuracy; default: 512")  # fmt: skip
+    _add_seed(parser)
+    _add_outputs(parser)
+    parser.set_defaults(run=_rank)
+
+
+def _rank(options: argparse.Namespace) -> None:
+    _check_output(options)
+    from ghn_init.analysis.measure.columns import as_numbers, column, read_columns
+    from ghn_init.analysis.measure.proxies import PROXIES
+    from ghn_init.analysis.ranking import rank
+
+    table = read_columns(options.table)
+    result = rank(
+        _lazy_models(options),
+        as_numbers(column(table, options.accuracy, Path(options.table).name)),
+        options.data,
+        ghn=options.ghn,
+        metrics=options.metrics or tuple(PROXIES),
+        batch_size=options.batch_size,
+        images=options.images,
+        seed=options.seed,
+        progress=True,
+    )
+    _finish(result, options)

@@ -1,0 +1,211 @@
+"""The command `ghn-init compare`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ghn_init.compare.comparison import Comparison
+    from ghn_init.compare.finetune import FineTuning, Point
+    from ghn_init.images.split import Split
+
+_RATES = {"adamw": 1e-3, "sgd": 1e-2}
+"""Learning rates, if none is given."""
+
+_EPOCHS = 50
+_VALIDATION = 1000
+_PICTURE, _RESULTS = "curves.png", "results.json"
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to `ghn-init`.
+
+    Arguments:
+        commands: what `ArgumentParser.add_subparsers` gave.
+    """
+    parser = commands.add_parser(
+        "compare",
+        help="fine-tune a model from several initializations",
+        description="Fine-tune one model from several initializations, under the same budget and "
+        "on the same images; print final accuracies, and the steps to given ones.",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="a timm or torchvision name, or file.py:factory"
+    )
+    parser.add_argument("--library", choices=("timm", "torchvision"), help="default: timm first")
+    _add_methods(parser)
+    _add_images(parser)
+    _add_budget(parser)
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each method; "
+                        "default: %(default)s")  # fmt: skip
+    parser.add_argument("--reach", type=float, nargs="+", default=[], metavar="PERCENT",
+                        help="accuracies to count the steps to")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs, so that the "
+                        "same command goes on where it was stopped, and the picture")  # fmt: skip
+    parser.add_argument("--device", help="cpu, cuda or another; default: a GPU where there is one")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.set_defaults(run=_compare)
+
+
+def _add_methods(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--methods", default="rand,orth,ghn3,ghn3-orth", metavar="LIST",
+        help="of `ghn-init list`, each NAME or, with the keys noise, orth_start and norms, "
+        "NAME:key=value,key=value; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ghn", action="append", metavar="CHECKPOINT",
+        help="name or path, once for ghn3 and once for ghn2; see `ghn-init list`",
+    )  # fmt: skip
+    parser.add_argument("--head", default="keep", help="keep (default): the classifier starts "
+                        "random in all methods; auto or predict")  # fmt: skip
+    parser.add_argument("--noise", type=float, metavar="BETA", help="of the ghn methods")
+    parser.add_argument("--orth-start", type=_layer, metavar="L",
+                        help="of the ghn*-orth methods: a layer, or a share of them")  # fmt: skip
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", required=True, metavar="DIR",
+        help="folder with train/<class>/<image> and test/ or val/; or torchvision:NAME:PATH",
+    )  # fmt: skip
+    parser.add_argument("--image-size", type=int, default=32, metavar="PIXELS", help="default: 32")
+    parser.add_argument("--labels", type=int, default=0, metavar="N", help="training images, "
+                        "evenly over the classes; default: all")  # fmt: skip
+    parser.add_argument(
+        "--val", type=int, metavar="N", help="training images to choose hyperparameters on, of "
+        "those that --labels leaves (of all, without --labels); default: "
+        f"{_VALIDATION} if there is something to choose",
+    )  # fmt: skip
+    parser.add_argument("--subset-seed", type=int, default=0, metavar="S", help="of the choice of "
+                        "training images; default: 0")  # fmt: skip
+    parser.add_argument("--test-images", type=int, default=0, metavar="N", help="test on a random "
+                        "subset, always the same; default: all")  # fmt: skip
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="of a run")
+    length.add_argument("--epochs", type=float, help=f"of a run; default: {_EPOCHS}")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="default: 64")
+    parser.add_argument("--optimizer", default="adamw", help="adamw (default) or sgd")
+    parser.add_argument(
+        "--lr", type=float, nargs="+", metavar="RATE", help="of several, and of several weight "
+        "decays, each method gets the best; default: 1e-3, of sgd 1e-2",
+    )  # fmt: skip
+    parser.add_argument("--weight-decay", type=float, nargs="+", default=[1e-2], metavar="W",
+                        help="default: 1e-2")  # fmt: skip
+    parser.add_argument("--clip", type=float, default=5.0, metavar="NORM",
+                        help="largest norm of the gradient, 0: any; default: 5")  # fmt: skip
+    parser.add_argument("--precision", default="fp32", help="fp32 (default) or bf16")
+    parser.add_argument("--eval-every", type=int, default=0, metavar="STEPS",
+                        help="default: a tenth of the run")  # fmt: skip
+
+
+def _layer(text: str) -> int | float:
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from ghn_init.images.extra import require_extra
+
+    require_extra("ghn-init compare")
+    from ghn_init.analysis.models import short_name
+    from ghn_init.compare.methods import parse_methods
+    from ghn_init.compare.run import compare
+    from ghn_init.models import create_model
+    from ghn_init.train.distributed import start
+
+    methods = parse_methods(options.methods, options.noise, options.orth_start)
+    points = _points(options)
+    with start(options.device) as world:
+        data = _data(options, len(points) > 1, world.device)
+        how = _fine_tuning(options, len(data.train.labels))
+        classes = len(data.train.classes)
+        result = compare(
+            lambda seed: create_model(options.model, options.library, classes, seed)[0],
+            methods,
+            data,
+            how,
+            points,
+            seeds=options.seeds,
+            ghn=options.ghn,
+            reach=options.reach,
+            results=_results_file(options.out),
+            name=short_name(options.model),
+            progress=True,
+        )
+    print(result.to_json() if options.json else result.table())
+    if options.out is not None:
+        _save(result, options.out)
+
+
+def _points(options: argparse.Namespace) -> list[Point]:
+    from ghn_init.compare.finetune import Point
+
+    rates = options.lr or [_RATES.get(options.optimizer, 1e-3)]
+    return [Point(rate, decay) for rate in rates for decay in options.weight_decay]
+
+
+def _data(options: argparse.Namespace, choose: bool, device: Any) -> Split:
+    from ghn_init.images.split import load_split
+
+    validation = _VALIDATION if options.val is None else options.val
+    return load_split(
+        options.data,
+        options.image_size,
+        options.labels,
+        validation if choose else 0,
+        options.test_images,
+        options.subset_seed,
+        device,
+    )
+
+
+def _fine_tuning(options: argparse.Namespace, images: int) -> FineTuning:
+    from ghn_init.compare.finetune import FineTuning
+    from ghn_init.images.data import steps_per_epoch
+
+    steps = options.steps
+    if steps is None:
+        epochs = _EPOCHS if options.epochs is None else options.epochs
+        steps = round(epochs * steps_per_epoch(images, max(1, options.batch_size)))
+    return FineTuning(
+        steps,
+        options.batch_size,
+        options.optimizer,
+        options.precision,
+        options.clip,
+        options.eval_every,
+        options.head,
+    )
+
+
+def _results_file(folder: Path | None) -> Path | None:
+    """The file of the runs, in a folder that is made if need be."""
+    from ghn_init.errors import GHNInitError
+
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GHNInitError(f"cannot use the folder {folder}: {error.strerror}.") from error
+    return folder / _RESULTS
+
+
+def _save(result: Comparison, folder: Path) -> None:
+    """Draw the picture, or say why there is none; on stderr, beside the table or JSON."""
+    from ghn_init.analysis.extra import plot_extra
+    from ghn_init.errors import GHNInitError
+
+    try:
+        plot_extra("matplotlib.figure")
+    except GHNInitError as error:
+        print(f"written to {folder / _RESULTS}; no picture: {error}", file=sys.stderr)
+        return
+    result.save(folder / _PICTURE)
+    print(f"written to {folder}: {_RESULTS}, {_PICTURE}", file=sys.stderr)

@@ -1,0 +1,229 @@
+"""The comparison: choose hyperparameters for each method, then run all seeds with them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghn_init.analysis.initializations import Checkpoints, load_hypernetwork, load_hypernetworks
+from ghn_init.api import apply
+from ghn_init.compare.comparison import Comparison
+from ghn_init.compare.finetune import FineTuning, Outcome, Point, fine_tune, runnable_format
+from ghn_init.compare.methods import Method, check_methods
+from ghn_init.compare.plan import Plan
+from ghn_init.compare.store import Job, Store
+from ghn_init.errors import GHNInitError
+from ghn_init.graph.tracing import trace
+from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.images.split import Split
+from ghn_init.names import abridged
+from ghn_init.progress import Progress
+from ghn_init.report import Report
+
+
+def compare(
+    build: Callable[[int], nn.Module],
+    methods: Sequence[Method],
+    data: Split,
+    how: FineTuning,
+    points: Sequence[Point],
+    *,
+    seeds: int = 3,
+    ghn: Checkpoints = None,
+    reach: Sequence[float] = (),
+    results: str | os.PathLike[str] | None = None,
+    name: str = "model",
+    progress: bool = False,
+) -> Comparison:
+    """Fine-tune one model from several initializations, under the same budget.
+
+    Runs of one seed see the same images in the same order, and start with the same values in
+    whatever their method leaves. The same arguments give the same accuracies, on a CPU and with
+    the same number of threads; the global RNG is left alone.
+
+    Arguments:
+        build: the model for a seed, with as many outputs as the data has classes.
+        methods: initializations.
+        data: images; where they are, the runs compute.
+        how: the budget of a run.
+        points: hyperparameters. Of several, each method gets those with which it is best on the
+            validation images, in a run of the same budget with a seed of its own.
+        seeds: how many runs of each method are reported: seeds 0, 1, and so on.
+        ghn: hypernetworks, as names, paths or objects: one, or one for ghn3 and one for ghn2.
+            Default: the published ones.
+        reach: accuracies, in per cent, to count the steps to.
+        results: JSON file in which every finished run is kept; those that it has are not made
+            again. Methods, seeds and points may differ from those in it.
+        name: of the model, for the table and the file.
+        progress: show progress on stderr.
+
+    Raises:
+        GHNInitError: a model that cannot be traced or does not suit the images, a checkpoint that
+            cannot be loaded, arguments that do not go together, or a file of other settings. That
+            is before the first run.
+    """
+    methods, points = check_methods(methods), tuple(dict.fromkeys(points))
+    _check_plan(data, points, seeds)
+    hypernetworks = _hypernetworks(methods, ghn)
+    memory_format = runnable_format(lambda: build(0), data.train, how)
+    _check_model(build(0), methods, data, how)
+    settings = _settings(build(0), name, data, how)
+    settings |= {f"{a} checkpoint": h.sha256 or h.name for a, h in hypernetworks.items()}
+    store = Store(results, settings)
+    plan = Plan(methods, points, seeds)
+    runner = _Runner(build, hypernetworks, data, how, memory_format)
+    for method in plan.unfinished(store):
+        runner.initialized(method, 0)  # an error that it may lead to is better known now
+    store.write()
+    done = sum(job in store.outcomes for _, job in plan.known(store))
+    with Progress(plan.count * how.steps, "steps", done * how.steps, not progress) as line:
+        for phase in (plan.choosing, plan.reported):
+            for method, job in phase(store):
+                if job not in store.outcomes:
+                    store.add(job, runner.run(method, job, line))
+    rows = tuple(plan.row(store, method) for method in methods)
+    images = (data.train, data.validation, data.test)
+    train, choice, test = (0 if part is None else len(part.labels) for part in images)
+    return Comparison(
+        name,
+        how,
+        (train, choice, test),
+        len(data.train.classes),
+        tuple(f"{h.name} (sha256 {h.sha256[:12]})" for h in hypernetworks.values()),
+        tuple(reach),
+        rows,
+    )
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Makes the runs.
+
+    Arguments:
+        build, data, how: of `compare`.
+        hypernetworks: by architecture.
+        memory_format: that the model is fine-tuned in.
+    """
+
+    build: Callable[[int], nn.Module]
+    hypernetworks: Mapping[str, GHN]
+    data: Split
+    how: FineTuning
+    memory_format: torch.memory_format
+
+    def initialized(self, method: Method, seed: int) -> tuple[nn.Module, Report]:
+        """A new model, initialized."""
+        return apply(
+            self.build(seed),
+            method.name,
+            ghn=None if method.arch is None else self.hypernetworks[method.arch],
+            head=self.how.head,
+            norms=method.norms or "auto",
+            noise=method.noise,
+            orth_start=method.orth_start,
+            seed=seed,
+            example_inputs=example_inputs(self.data),
+            return_report=True,
+        )
+
+    def run(self, method: Method, job: Job, line: Progress) -> Outcome:
+        """One run. The images to choose on are looked at once, after the last step."""
+        start = time.perf_counter()
+        model, report = self.initialized(method, job.seed)
+        how, data = self.how, self.data
+        made = 0
+
+        def watch(step: int, loss: float) -> None:
+            nonlocal made
+            made = step
+            seed = "choice" if job.choosing else job.seed
+            line.update(method=job.method, lr=f"{job.point.lr:g}", seed=seed, loss=loss)
+
+        evaluation = data.validation if job.choosing else data.test
+        assert evaluation is not None
+        outcome = fine_tune(
+            model.to(data.device),
+            data.train,
+            evaluation,
+            how,
+            job.point,
+            job.seed,
+            (how.steps,) if job.choosing else how.evaluations(),
+            watch,
+            self.memory_format,
+        )
+        if made < how.steps:
+            line.update(how.steps - made, method=job.method, diverged=f"after {made} steps")
+        seconds = round(time.perf_counter() - start, 1)
+        return replace(outcome, predicted=report.coverage, seconds=seconds)
+
+
+def example_inputs(data: Split) -> Tensor:
+    """What the model is traced with: two images, without memory."""
+    size = data.train.image_size
+    return torch.empty(2, 3, size, size, device="meta")
+
+
+def _check_plan(data: Split, points: tuple[Point, ...], seeds: int) -> None:
+    if seeds < 1:
+        raise GHNInitError(f"seeds is {seeds}: give 1 or more.")
+    if not points:
+        raise GHNInitError("there is no learning rate and weight decay: give at least one of each.")
+    if len(points) > 1 and data.validation is None:
+        raise GHNInitError(
+            f"{len(points)} pairs of learning rate and weight decay are to be chosen from, and no "
+            "images to choose on are held out: give a number of them, or one pair."
+        )
+
+
+def _check_model(model: nn.Module, methods: Sequence[Method], data: Split, how: FineTuning) -> None:
+    """Refuse a model that cannot be initialized, or not trained in the precision."""
+    in_bf16 = how.precision == "bf16" and data.device.type == "cpu"
+    if not in_bf16 and all(method.name == "rand" for method in methods):
+        return
+    graph = trace(model, example_inputs(data))
+    # PyTorch's bfloat16 weight gradients of dilated grouped convolutions are wrong on CPUs (2.14),
+    # and those of depthwise ones up to sixty times slower than in float32.
+    names = [
+        node.param
+        for node in graph.nodes
+        if node.op == "dil_conv" or (node.op == "sep_conv" and node.shape and node.shape[1] == 1)
+    ]
+    if in_bf16 and names:
+        raise GHNInitError(
+            "precision bf16 on a CPU: PyTorch's gradients of depthwise and dilated grouped "
+            f"convolutions ({abridged(name for name in names if name)}) are wrong or slow there. "
+            "Give precision fp32."
+        )
+
+
+def _hypernetworks(methods: Sequence[Method], ghn: Checkpoints) -> dict[str, GHN]:
+    """What the methods need, by architecture; refuses a checkpoint that none needs."""
+    given = [ghn] if isinstance(ghn, (str, os.PathLike, GHN)) else ghn
+    loaded = [load_hypernetwork(checkpoint) for checkpoint in given or ()]
+    for hypernetwork in loaded:
+        arch = hypernetwork.config.arch
+        if all(method.arch != arch for method in methods):
+            raise GHNInitError(
+                f"{hypernetwork.name} is a {arch}, and no method needs one: leave it out, or "
+                f"compare {arch} too."
+            )
+    return load_hypernetworks([method.name for method in methods], loaded)
+
+
+def _settings(model: nn.Module, name: str, data: Split, how: FineTuning) -> dict[str, Any]:
+    """What decides about all runs, for the file."""
+    return {
+        "model": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **data.digests(),
+        "image_size": data.train.image_size,
+        **vars(how),
+        "eval_every": how.evaluations()[0],
+    }

@@ -1,0 +1,133 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ghn_init.errors import GHNInitError
+
+_STALE = 86_400  # seconds after which a temporary file is taken for left behind by a kill
+NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives an empty temporary file beside `path`, to be written in the `with` block.
+
+    When the block ends normally the file is flushed to the disk and takes the place of `path` in
+    one step: at any moment, also after a kill or a power cut, `path` is either what it was before
+    or the complete new file. When the block raises, the temporary file is deleted and `path` is
+    left as it was. A symbolic link is followed, the permissions of a replaced file are kept.
+
+    Raises:
+        GHNInitError: before the block, where `path` is a directory or a device, or its folder does
+            not exist or cannot be written to; after it, for any `OSError` in the block, which is
+            taken for a failure to write (a full disk, for example).
+    """
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        reason = error.strerror or str(error)
+        hint = "Free some space there, or write to another disk" if is_no_space(error) else ""
+        hint = hint or "Give the name of a file in an existing folder that you can write to"
+        raise GHNInitError(f"cannot write {os.fspath(path)!r}: {reason}. {hint}.") from error
+
+
+@contextlib.contextmanager
+def replacing(
+    path: str | os.PathLike[str], unless: Callable[[], bool] = lambda: False
+) -> Iterator[Path]:
+    """As `atomic_path`, but every failure to write is an `OSError`.
+
+    Arguments:
+        path: the file.
+        unless: asked once the new file is complete; if it says True, `path` is left as it is.
+    """
+    target = _real_target(path)
+    sweep(target.parent, glob.escape(_short(target)))
+    temporary = _create_beside(target)
+    try:
+        yield temporary
+        _flush(temporary)
+        if unless():
+            temporary.unlink()
+            return
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush_folder(target.parent)
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Deletes the temporary files of processes that were killed long ago.
+
+    Arguments:
+        folder: where they are, if it exists.
+        name: of the files that were to be written, a glob pattern.
+    """
+    for path in folder.glob(f".{name}.{'[0-9a-f]' * 16}.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE:
+                path.unlink()
+
+
+def is_no_space(error: OSError) -> bool:
+    """Whether the disk, or the user's share of it, is full."""
+    return error.errno in NO_SPACE
+
+
+def _real_target(path: str | os.PathLike[str]) -> Path:
+    """The file behind `path`; refuses what a file must not take the place of."""
+    try:
+        target = Path(os.path.realpath(path))
+        kind = target.stat().st_mode
+    except FileNotFoundError:
+        return target
+    except ValueError as error:  # a null character in the name
+        raise OSError(errno.EINVAL, str(error)) from error
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, "it is a directory")
+    if not stat.S_ISREG(kind):
+        raise OSError(errno.EINVAL, "it is a device or pipe, not a file")
+    return target
+
+
+def _create_beside(target: Path) -> Path:
+    """An empty new file in the folder of `target`."""
+    # A random name, so that two processes that write the same file do not share it; cut, so that
+    # it stays within the 255 bytes that file systems allow.
+    temporary = target.with_name(f".{_short(target)}.{secrets.token_hex(8)}.tmp")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return temporary
+
+
+def _short(target: Path) -> str:
+    return target.name.encode()[:100].decode(errors="ignore")
+
+
+def _flush(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename in `folder` durable, where the system can (Windows cannot open folders)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

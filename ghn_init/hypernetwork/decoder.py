@@ -1,0 +1,263 @@
+"""Node features -> parameter tensors (GHN-2 paper, Section 3.2; GHN-3 paper, Appendix A.1).
+
+A decoder can produce a tensor of `max_shape` for every node. Only the channels and kernel
+positions that a layer uses are computed, and the weights of all layers are decoded together: the
+last linear map has most of a hypernetwork's parameters, and each is read once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghn_init.hypernetwork.config import GHNConfig
+
+_MOST_CUTS = 24
+"""Places at which the channels of the last map are cut. No model of torchvision has more, but many
+together have hundreds of sizes; a product of few channels takes as long as one of some more."""
+
+_NARROWEST = 16
+
+Size = tuple[int, int, int, int]
+"""(out, in, height, width) of a weight."""
+
+
+class PositionMaps(nn.Module):
+    """A linear map d -> 4d for each of the S x S positions of a kernel.
+
+    Published checkpoints have one map d -> 4d * S * S, where the positions of an output are next to
+    each other. Here the outputs of a position are, so that those of small kernels are few
+    stretches of a file, and the others need not be read.
+
+    Arguments:
+        hidden_size: width d.
+        kernel: S.
+    """
+
+    def __init__(self, hidden_size: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(kernel, kernel, 4 * hidden_size, hidden_size))
+        self.bias = nn.Parameter(torch.empty(kernel, kernel, 4 * hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As `nn.Linear` does."""
+        bound = self.weight.shape[-1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor, rows: slice, columns: slice) -> Tensor:
+        """`(N, d)` -> `(h * w * N, 4d)` for the h x w positions of these rows and columns."""
+        maps = zip(self.weight[rows, columns], self.bias[rows, columns], strict=True)
+        return torch.cat([_products(x, weight, bias) for weight, bias in maps]).flatten(0, 1)
+
+
+class ConvDecoder(nn.Module):
+    """Decoder of weights: convolutions, linear layers, positional embeddings, classifiers.
+
+    Arguments:
+        config: sizes; `max_shape` is `(C, C, S, S)`.
+    """
+
+    def __init__(self, config: GHNConfig) -> None:
+        super().__init__()
+        d, c, s = config.hidden_size, config.channels, config.kernel
+        self.channels, self.kernel, self.centred = c, s, config.arch != "ghn2"
+        self.fc = nn.ModuleList([PositionMaps(d, s)])
+        self.conv = nn.Sequential(nn.Linear(4 * d, 8 * d), nn.ReLU(), nn.Linear(8 * d, c * c))
+        self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(c, config.num_classes))
+
+    def forward(self, wanted: Sequence[tuple[Tensor, Size]]) -> list[Tensor]:
+        """Decode weights of several sizes at once.
+
+        Arguments:
+            wanted: `(N, d)` features of nodes, and the size of their weights: out and in at most
+                C; a kernel larger than S is bilinearly interpolated.
+
+        Returns: for each size, `(N, out, in, height, width)`.
+        """
+        kernels = [(min(h, self.kernel), min(w, self.kernel)) for _, (_, _, h, w) in wanted]
+        columns = self._hidden([x for x, _ in wanted], kernels)
+        weights = self._channels(columns, [size[:2] for _, size in wanted])
+        decoded = []
+        for (x, (_, _, *kernel)), weight, (h, w) in zip(wanted, weights, kernels, strict=True):
+            weight = weight.unflatten(1, (h, w, len(x))).permute(3, 0, 4, 1, 2)
+            if [h, w] != kernel:
+                larger = F.interpolate(weight.flatten(0, 1), kernel, mode="bilinear")
+                weight = larger.unflatten(0, weight.shape[:2])
+            decoded.append(weight)
+        return decoded
+
+    def classifier(self, weight: Tensor) -> Tensor:
+        """`(N, C, in)` decoded weights -> `(N, num_classes, in)`."""
+        return self.class_layer_predictor(weight.transpose(1, 2)).transpose(1, 2)
+
+    def _hidden(self, nodes: Sequence[Tensor], kernels: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """All but the last linear map: `(N, d)` -> `(h * w * N, 8d)` for each kernel size."""
+        members: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for k, kernel in enumerate(kernels):
+            members[kernel].append(k)
+        hidden: dict[int, Tensor] = {}
+        for (h, w), ks in members.items():
+            positions = self._positions(torch.cat([nodes[k] for k in ks]), h, w)
+            x = self.conv[1](self.conv[0](F.relu(positions))).unflatten(0, (h * w, -1))
+            split = x.split([len(nodes[k]) for k in ks], dim=1)
+            hidden |= zip(ks, (part.flatten(0, 1) for part in split), strict=True)
+        return [hidden[k] for k in range(len(nodes))]
+
+    def _positions(self, x: Tensor, h: int, w: int) -> Tensor:
+        """First linear map, for the kernel positions in use: `(N, d)` -> `(h * w * N, 4d)`."""
+        s = self.kernel
+        top, left = (s // 2 - h // 2, s // 2 - w // 2) if self.centred else (0, 0)
+        positions: Tensor = self.fc[0](x, slice(top, top + h), slice(left, left + w))
+        return positions
+
+    def _channels(
+        self, columns: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """Last linear map, for the channels in use: `(M, 8d)` -> `(out, M, in)` for each size.
+
+        Sizes that end at the same place are one, and where they end at too many, some of them get
+        a few channels more, which are dropped.
+        """
+        outs, ins = _few_ends([out for out, _ in sizes]), _few_ends([in_ for _, in_ in sizes])
+        members: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for k, (out, in_) in enumerate(sizes):
+            members[outs[out], ins[in_]].append(k)
+        joined = [torch.cat([columns[k] for k in ks]) for ks in members.values()]
+        found: dict[int, Tensor] = {}
+        for ks, whole in zip(members.values(), self._pieces(joined, list(members)), strict=True):
+            parts = whole.split([len(columns[k]) for k in ks], dim=1)
+            for k, part in zip(ks, parts, strict=True):
+                out, in_ = sizes[k]
+                found[k] = part[:out, :, :in_]
+        return [found[k] for k in range(len(sizes))]
+
+    def _pieces(self, columns: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """The same, for few sizes.
+
+        The map is cut where a size ends, and each piece is multiplied at once with the columns of
+        all sizes that reach it. Pieces are views: in inference they are not copied, in training
+        their gradients are put together once.
+        """
+        weight, bias = (p.unflatten(0, (self.channels, -1)) for p in self.conv[2].parameters())
+        widest_first = sorted(range(len(sizes)), key=lambda k: -sizes[k][1])
+        strips: list[list[Tensor]] = [[] for _ in sizes]
+        for end, rows, shift in _cut(weight, bias, 0, {out for out, _ in sizes}):
+            tall = [k for k in widest_first if sizes[k][0] >= end]
+            joined = torch.cat([columns[k] for k in tall])
+            pieces: dict[int, list[Tensor]] = {k: [] for k in tall}
+            for end, piece, add in _cut(rows, shift, 1, {sizes[k][1] for k in tall}):
+                reaching = [k for k in tall if sizes[k][1] >= end]
+                lengths = [len(columns[k]) for k in reaching]
+                used = joined[: sum(lengths)]
+                if len(piece) <= piece.shape[1]:
+                    products = _products(used, piece, add)
+                else:  # as few products as can be
+                    products = _products(used, piece.transpose(0, 1), add.t()).transpose(0, 2)
+                for k, product in zip(reaching, products.split(lengths, dim=1), strict=True):
+                    pieces[k].append(product)
+            for k in tall:
+                strips[k].append(torch.cat(pieces[k], dim=2))
+        return [torch.cat(parts) for parts in strips]
+
+
+def _few_ends(sizes: Sequence[int]) -> dict[int, int]:
+    """Where channels are cut for these numbers of them: each number's own end, or one behind it."""
+    distinct = set(sizes)
+    if len(distinct) <= _MOST_CUTS:
+        return {size: size for size in distinct}
+    largest = max(distinct)
+    step = max(_NARROWEST, -(-largest // _MOST_CUTS))
+    return {size: min(-(-size // step) * step, largest) for size in distinct}
+
+
+def _cut(
+    weight: Tensor, bias: Tensor, axis: int, ends: set[int]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Cut the rows of a linear map at the given ends: each end, and what lies before it."""
+    lengths = [b - a for a, b in pairwise([0, *sorted(ends | {weight.shape[axis]})])]
+    parts = zip(weight.split(lengths, axis), bias.split(lengths, axis), strict=True)
+    return ((end, *part) for end, part in zip(sorted(ends), parts, strict=False))
+
+
+def _products(columns: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
+    """A linear map whose rows are cut out of a larger one, and not next to each other.
+
+    Arguments:
+        columns: `(M, K)`, what it is applied to.
+        rows: `(A, B, K)` weight; rows of one A have a constant distance.
+        bias: `(A, B)`.
+
+    Returns: `(A, M, B)`.
+    """
+    if torch.is_grad_enabled():  # rows are copied, but the gradients are one product each
+        products = F.linear(columns, rows.flatten(0, 1), bias.flatten())
+        return products.unflatten(1, bias.shape).transpose(0, 1)
+    if columns.is_cpu and columns.dtype == torch.bfloat16:  # for which baddbmm copies the rows
+        return torch.stack([F.linear(columns, r, b) for r, b in zip(rows, bias, strict=True)])
+    return torch.baddbmm(bias[:, None], columns.expand(len(rows), -1, -1), rows.mT)
+
+
+class VectorDecoder(nn.Module):
+    """Decoder of norm weights (row 0) and of biases (row 1): an MLP d -> 2d -> 2C."""
+
+    def __init__(self, hidden_size: int, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(
+            nn.Linear(hidden_size, 2 * hidden_size),
+            nn.ReLU(),
+            nn.Linear(2 * hidden_size, 2 * channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, d)` node features -> `(N, 2, C)`."""
+        return self.fc(x).unflatten(-1, (2, -1))
+
+
+def fit(decoded: Tensor, shape: tuple[int, ...], repeat: bool = True) -> Tensor:
+    """Bring decoded tensors to a parameter's channels, cutting what is too large.
+
+    What is too small is repeated along the output, then the input channels.
+
+    Arguments:
+        decoded: `(N, out, ...)` or `(N, out, in, ...)`.
+        shape: sizes of the parameter's channels, `(out,)` or `(out, in)`.
+    """
+    for axis, size in enumerate(shape[:2], start=1):
+        if repeat and decoded.shape[axis] < size:
+            times = [1] * decoded.dim()
+            times[axis] = -(-size // decoded.shape[axis])
+            decoded = decoded.repeat(times)
+        decoded = decoded.narrow(axis, 0, min(size, decoded.shape[axis]))
+    return decoded
+
+
+def normalise_weight(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Scale a decoded weight to its fan-in (GHN-2 paper, Appendix A): times sqrt(beta / fan-in).
+
+    beta is 2 (He et al.), except for depth-wise and row kernels, where it is 1.
+
+    Arguments:
+        weight: as it was decoded.
+        shape: of the parameter that it becomes.
+    """
+    narrow = len(shape) > 2 and shape[1] == 1
+    row = len(shape) > 3 and shape[2] < shape[3]
+    return weight * ((1 if narrow or row else 2) / math.prod(shape[1:])) ** 0.5
+
+
+def normalise_norm_weight(weight: Tensor) -> Tensor:
+    """Keep a norm's weight in (0, 2), around 1."""
+    return 2 * torch.sigmoid(0.5 * weight)
+
+
+def normalise_bias(bias: Tensor) -> Tensor:
+    """Keep a bias in (-1, 1), around 0."""
+    return torch.tanh(0.2 * bias)

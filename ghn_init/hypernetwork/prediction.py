@@ -1,0 +1,220 @@
+"""Graphs and a hypernetwork -> predicted tensors by parameter name."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ghn_init.graph.graph import NORMS, WEIGHTS, Graph, Node
+from ghn_init.hypernetwork.decoder import (
+    Size,
+    fit,
+    normalise_bias,
+    normalise_norm_weight,
+    normalise_weight,
+)
+from ghn_init.hypernetwork.devices import moved
+from ghn_init.hypernetwork.encoding import class_tokens, shape4
+from ghn_init.hypernetwork.ghn import GHN
+
+_TOKEN_STD = 0.02
+"""Standard deviation of the class tokens' rows in a positional embedding (spec, section 6)."""
+
+_MAX_VALUES = 2**26
+"""Values that are decoded at a time, unless a single parameter has more."""
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What is computed for a node; nodes with one recipe are decoded and finished together.
+
+    Arguments:
+        kind: `"weight"`, `"position"`, `"class_weight"`, `"norm"`, `"bias"` or `"class_bias"`.
+        shape: of the parameter.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+
+    def size(self, channels: int) -> Size | None:
+        """Of what a decoder of so many channels decodes for it; None for vectors."""
+        if self.kind == "class_weight":
+            return channels, min(self.shape[1], channels), 1, 1
+        if self.kind not in ("weight", "position"):
+            return None
+        out, in_, height, width = shape4(self.shape, self.kind == "position")
+        return min(out, channels), min(in_, channels), height, width
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A node to decode: graph and node index, and the node."""
+
+    graph: int
+    index: int
+    node: Node
+
+
+def predict_graphs(
+    graphs: Sequence[Graph],
+    ghn: GHN,
+    classifiers: Sequence[bool],
+    seed: int = 0,
+    repeat: bool = True,
+) -> list[dict[str, Tensor]]:
+    """Predict the parameters of a batch of graphs; all of their nodes are decoded together.
+
+    Arguments:
+        graphs: one per model.
+        ghn: the hypernetwork; it computes on its own device.
+        classifiers: for each graph, whether to predict its classification layer.
+        seed: of the rows for class tokens in positional embeddings, the only random values.
+        repeat: whether to repeat tensors that are decoded smaller than their parameter, and else
+            leave that to `assign`: of a wide model they are a small part of its size.
+
+    Returns: for each graph, tensors by parameter name, on the hypernetwork's device, in its dtype.
+        Gradients flow to the hypernetwork unless they are switched off.
+    """
+    features = _features(graphs, ghn)
+    starts = [0, *itertools.accumulate(map(len, graphs))]
+    predicted: list[dict[str, Tensor]] = [{} for _ in graphs]
+    for batch in _batches(_groups(graphs, classifiers), ghn.config.channels):
+        for targets, tensors in _decode(ghn, features, starts, batch, seed, repeat):
+            columns = [tensor.unbind() for tensor in tensors]
+            for target, *values in zip(targets, *columns, strict=True):
+                named = zip(_names(target.node), values, strict=False)
+                predicted[target.graph] |= {name: value for name, value in named if name}
+    return predicted
+
+
+def _features(graphs: Sequence[Graph], ghn: GHN) -> Tensor:
+    """Features of the nodes of all graphs, one after the other: `(N, d)`.
+
+    As one batch on a GPU. A CPU gains nothing from a batch, and loses what the padding costs: time
+    and memory grow with the square of the largest graph.
+    """
+    if ghn.device.type == "cpu":
+        return torch.cat([ghn(ghn.encode([graph]))[0] for graph in graphs])
+    padded = ghn(ghn.encode(list(graphs)))
+    return torch.cat([rows[: len(graph)] for rows, graph in zip(padded, graphs, strict=True)])
+
+
+def _groups(graphs: Sequence[Graph], classifiers: Sequence[bool]) -> dict[_Recipe, list[_Target]]:
+    """Nodes to decode, by recipe."""
+    groups: dict[_Recipe, list[_Target]] = defaultdict(list)
+    for g, (graph, with_classifier) in enumerate(zip(graphs, classifiers, strict=True)):
+        done: set[str] = set()
+        heads = {index for head in graph.classifiers for index in head}
+        for i, node in enumerate(graph.nodes):
+            if node.param is None or node.param in done:
+                continue  # a parameter used twice is predicted from its first use
+            done.add(node.param)
+            if with_classifier or i not in heads:
+                groups[_recipe(node, i in heads)].append(_Target(g, i, node))
+    return groups
+
+
+def _batches(
+    groups: dict[_Recipe, list[_Target]], channels: int
+) -> Iterator[list[tuple[_Recipe, list[_Target]]]]:
+    """The groups, cut so that what is computed at a time stays small next to a large model."""
+    batch: list[tuple[_Recipe, list[_Target]]] = []
+    room = _MAX_VALUES
+    for recipe, targets in groups.items():
+        values = math.prod(recipe.size(channels) or (1,))
+        count = max(1, _MAX_VALUES // values)
+        for start in range(0, len(targets), count):
+            part = targets[start : start + count]
+            if batch and room < values * len(part):
+                yield batch
+                batch, room = [], _MAX_VALUES
+            batch.append((recipe, part))
+            room -= values * len(part)
+    yield batch
+
+
+def _recipe(node: Node, is_classifier: bool) -> _Recipe:
+    assert node.shape is not None
+    if node.op == "pos_enc":
+        return _Recipe("position", node.shape)
+    if node.op in WEIGHTS:
+        return _Recipe("class_weight" if is_classifier else "weight", node.shape)
+    if node.op in NORMS:
+        return _Recipe("norm", node.shape)
+    return _Recipe("class_bias" if is_classifier else "bias", node.shape)
+
+
+def _names(node: Node) -> tuple[str | None, str | None]:
+    """The parameters that a node's tensors are for."""
+    return node.param, node.norm_bias
+
+
+def _decode(
+    ghn: GHN,
+    features: Tensor,
+    starts: Sequence[int],
+    batch: list[tuple[_Recipe, list[_Target]]],
+    seed: int,
+    repeat: bool,
+) -> Iterator[tuple[list[_Target], tuple[Tensor, ...]]]:
+    """For each recipe its targets, and what is decoded for them: one tensor, or two for norms.
+
+    Arguments:
+        features: `(N, d)` of the nodes of all graphs, one after the other.
+        starts: where those of each graph begin.
+    """
+    index = [starts[t.graph] + t.index for _, targets in batch for t in targets]
+    chosen = features[moved(torch.tensor(index, dtype=torch.long), features.device)]
+    rows = chosen.split([len(targets) for _, targets in batch])
+    sizes = [recipe.size(ghn.config.channels) for recipe, _ in batch]
+    wanted = [(x, size) for x, size in zip(rows, sizes, strict=True) if size]
+    weights = iter(ghn.decoder(wanted))
+    for (recipe, targets), x, size in zip(batch, rows, sizes, strict=True):
+        if size:
+            yield targets, (_weight(ghn, next(weights), recipe, seed, repeat),)
+        else:
+            yield targets, _vectors(ghn, x, recipe, repeat)
+
+
+def _weight(ghn: GHN, decoded: Tensor, recipe: _Recipe, seed: int, repeat: bool) -> Tensor:
+    """`(N, out, in, height, width)` decoded weights -> `(N, *shape)` parameters."""
+    shape = recipe.shape
+    if recipe.kind == "position":
+        return _positional(decoded, shape, seed)
+    if recipe.kind == "class_weight":
+        decoded = ghn.decoder.classifier(decoded[..., 0, 0])
+    weight = fit(normalise_weight(decoded, shape), shape[:2], repeat)
+    return weight.reshape(*weight.shape[:3], *shape[2:])
+
+
+def _vectors(ghn: GHN, x: Tensor, recipe: _Recipe, repeat: bool) -> tuple[Tensor, ...]:
+    """`(N, d)` features of nodes with one recipe -> `(N, *shape)` parameters; two for norms."""
+    vectors = ghn.decoder_1d(x)
+    if recipe.kind == "class_bias":
+        return (fit(normalise_bias(ghn.bias_class(vectors[:, 1])), recipe.shape, repeat),)
+    bias = fit(normalise_bias(vectors[:, 1]), recipe.shape, repeat)
+    if recipe.kind == "bias":
+        return (bias,)
+    return fit(normalise_norm_weight(vectors[:, 0]), recipe.shape, repeat), bias
+
+
+def _positional(decoded: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Positional embeddings: `(N, 1, tokens, channels)`, class tokens (drawn) in front.
+
+    One with four dimensions is taken as it is decoded.
+    """
+    out, in_, _, _ = shape4(shape, positional=True)
+    decoded = fit(decoded, (out, in_))
+    if len(shape) == 4:
+        return decoded
+    patches = decoded.flatten(3).transpose(2, 3)
+    generator = torch.Generator().manual_seed(seed)  # whatever else is in the batch
+    front = torch.randn(1, 1, class_tokens(shape), in_, generator=generator) * _TOKEN_STD
+    front = moved(front.to(patches.dtype), patches.device)
+    return torch.cat([front.expand(len(patches), -1, -1, -1), patches], dim=2)

@@ -1,0 +1,196 @@
+"""What is remembered between runs: checksums of files, and checkpoints that were converted.
+
+Converted checkpoints are named by the sha256 of the file that they come from, so a name never
+stands for two contents, and processes that convert the same file at once end with the same result.
+A note beside them remembers, for each source file, its checksum and by which marks of the file
+(inode, size, times) it is recognised as unchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from atexit import register
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ghn_init.errors import GHNInitError
+from ghn_init.files import is_no_space, replacing, sweep
+
+Stamp = tuple[int, int, int, int]
+_FORMAT = "v1"  # of everything in the cache; another number leaves old files alone
+_temporary: Path | None = None  # stands in for a cache that cannot be written to
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of a source file: it has this checksum and was found sound."""
+
+    path: str  # real path
+    stamp: Stamp
+    sha256: str
+    in_place: bool  # in the canonical layout, so that nothing needs to be converted
+    name: str
+    source: str
+    revision: str | None
+
+
+def folder() -> Path:
+    """`$GHN_INIT_CACHE`, or else `ghn_init` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    chosen = os.environ.get("GHN_INIT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser() / _FORMAT
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home
+        return _temporary_folder()
+    return Path(base) / "ghn_init" / _FORMAT
+
+
+def stamp(file: BinaryIO) -> Stamp:
+    """The marks by which an open file is recognised as unchanged."""
+    return stamp_of(os.fstat(file.fileno()))
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    # The change time cannot be set back by hand, and an inode is another file after a rename.
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def settle(marks: Stamp) -> None:
+    """Waits until a change to the file would show in its marks, if it was written just now.
+
+    File systems stamp with a coarse clock: two changes within one of its ticks look the same.
+    """
+    if time.time_ns() - max(marks[2:]) < 50_000_000:
+        time.sleep(0.05)
+
+
+def recall(path: Path, marks: Stamp) -> Note | None:
+    """The note on the file with this real path, if the file is still the same."""
+    for base in _folders():
+        note = _read_note(_note_path(base, path))
+        if note is not None and (note.path, note.stamp) == (str(path), marks):
+            return note
+    return None
+
+
+def remember(note: Note) -> None:
+    """Stores a note. Where that fails, the file is looked through again next time: no error."""
+    for base in _folders():
+        with contextlib.suppress(OSError):
+            path = _note_path(base, Path(note.path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(asdict(note)))
+            return
+
+
+def notes() -> Iterator[Note]:
+    """All notes on files that are unchanged since."""
+    for base in _folders():
+        for path in sorted(base.glob("notes/*.json")):
+            note = _read_note(path)
+            with contextlib.suppress(OSError):
+                if note is not None and stamp_of(os.stat(note.path)) == note.stamp:
+                    yield note
+
+
+def find_converted(sha256: str) -> Path | None:
+    """The converted form of the file with this checksum, if there is one."""
+    for base in _folders():
+        path = _converted_path(base, sha256)
+        if path.is_file():
+            return path
+    return None
+
+
+def store_converted(
+    sha256: str, size: int, write: Callable[[Path], None], is_sound: Callable[[Path], bool]
+) -> Path:
+    """Has `write` fill a file in the cache and returns its path.
+
+    Where the cache cannot be written to or is full, the file is put into a folder that is deleted
+    when this process ends, and a warning says so.
+
+    Arguments:
+        size: bytes that will be needed.
+        is_sound: whether a file that another process has put there meanwhile is as good. It may be
+            in use, and is then left.
+
+    Raises:
+        GHNInitError: there is no room in either place; or what `write` raises.
+    """
+    base = folder()
+    try:
+        return _store(base, sha256, write, is_sound)
+    except OSError as error:
+        if base.exists() and (found := find_converted(sha256)):
+            return found  # Windows: another process was faster, and its file is in use
+        reason = error.strerror or str(error)
+        warnings.warn(
+            f"ghn_init: the cache folder {base.parent} cannot be used ({reason}); the converted "
+            "checkpoint is kept in a temporary folder and converted anew in every process. Set "
+            "GHN_INIT_CACHE to a folder with room that you can write to.",
+            stacklevel=2,
+        )
+    try:
+        return _store(_temporary_folder(), sha256, write, is_sound)
+    except OSError as error:
+        full = is_no_space(error)
+        raise GHNInitError(
+            f"there is no room for the converted checkpoint ({size:,} bytes), neither in the cache "
+            f"{base.parent} nor in the temporary folder ({error.strerror or error}). "
+            + ("Free some space, or set" if full else "Set")
+            + " GHN_INIT_CACHE to a folder with room that you can write to"
+        ) from error
+
+
+def _store(
+    base: Path, sha256: str, write: Callable[[Path], None], is_sound: Callable[[Path], bool]
+) -> Path:
+    path = _converted_path(base, sha256)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    with replacing(path, unless=lambda: is_sound(path)) as temporary:
+        write(temporary)
+    return path
+
+
+def _folders() -> list[Path]:
+    return [folder()] if _temporary is None else [folder(), _temporary]
+
+
+def _temporary_folder() -> Path:
+    global _temporary
+    if _temporary is None:
+        _temporary = Path(tempfile.mkdtemp(prefix="ghn_init-"))
+        register(shutil.rmtree, _temporary, ignore_errors=True)
+    return _temporary
+
+
+def _converted_path(base: Path, sha256: str) -> Path:
+    return base / "converted" / f"{sha256}.safetensors"
+
+
+def _note_path(base: Path, path: Path) -> Path:
+    return base / "notes" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+
+
+def _read_note(path: Path) -> Note | None:
+    """The note in a file; None where there is none, or none that makes sense."""
+    try:
+        fields = json.loads(path.read_bytes())
+        note = Note(**{**fields, "stamp": tuple(fields["stamp"])})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    whole = isinstance(note.sha256, str) and len(note.sha256) == 64 and len(note.stamp) == 4
+    return note if whole else None

@@ -1,0 +1,372 @@
+"""The layouts that checkpoints come in, and the one that everything else works with.
+
+Canonical is: safetensors, the names of the Hub files (the degree and distance embeddings at the
+top level), linear maps two-dimensional, the decoder's first map by kernel position, a `GHNConfig`
+that follows from the sizes of the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import BinaryIO, cast
+
+import torch
+
+from ghn_init.errors import GHNInitError
+from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.loading.readers.safetensors_files import read_header
+from ghn_init.loading.readers.stored import StoredTensor, file_size, read_exactly
+from ghn_init.loading.readers.torch_files import (
+    LEGACY_MAGIC,
+    read_joblib,
+    read_torch_legacy,
+    read_torch_zip,
+)
+
+CONFIG_KEY = "ghn_init.config"  # metadata key of our own safetensors files: the config as JSON
+
+_PRIMITIVES, _DISTANCES, _DEGREES, _INPUT_DISTANCES = 15, 257, 101, 1001
+_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_TOP_LEVEL = ("centrality_embed_in", "centrality_embed_out", "input_dist_embed")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds. The tensors still lie in it."""
+
+    layout: str
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str]  # of a safetensors file
+    extras: dict[str, object]  # what a torch.save file holds besides the tensors
+
+
+def read_contents(file: BinaryIO) -> Contents:
+    """Finds out the layout of a file and where its tensors are. No weight is read.
+
+    A compressed joblib file has to go through `decompressed` first.
+
+    Raises:
+        GHNInitError: the layout is not known, or the file is damaged or malicious.
+    """
+    start = read_exactly(file, 0, min(16, file_size(file)))
+    if start[3:9] == b"\0\0\0\0\0{":  # behind the size of the header, which is below 16 MB
+        tensors, metadata = read_header(file)
+        return Contents("safetensors", tensors, metadata, {})
+    if start.startswith(b"PK"):
+        return _read_pickled("torch", read_torch_zip, file)
+    if start.startswith(LEGACY_MAGIC):
+        return _read_pickled("torch", read_torch_legacy, file)
+    if start.startswith(b"\x80"):
+        return _read_pickled("joblib", read_joblib, file)
+    if re.match(rb"c[\w.]+\n", start):  # an old text pickle; to name what it asks for
+        read_joblib(file)
+    raise _unknown(start)
+
+
+def _read_pickled(layout: str, read: Callable[[BinaryIO], object], file: BinaryIO) -> Contents:
+    found = read(file)
+    extras: dict[str, object] = {}
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        extras = {str(key): value for key, value in found.items() if key != "state_dict"}
+        found = found["state_dict"]
+    if not isinstance(found, dict):
+        raise GHNInitError("it is no checkpoint: it does not hold a dictionary of tensors")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, StoredTensor):
+            raise GHNInitError(f"it is no checkpoint: {str(name)[:80]!r} in it is not a tensor")
+    _check_total(found.values(), file)
+    return Contents(layout, cast("dict[str, StoredTensor]", found), {}, extras)
+
+
+def _check_total(tensors: Iterable[StoredTensor], file: BinaryIO) -> None:
+    """Stops a small file whose tensors all share one storage from becoming a huge one."""
+    if sum(tensor.nbytes for tensor in tensors) > file_size(file):
+        raise GHNInitError("refused: its tensors together are larger than the file")
+
+
+def _unknown(start: bytes) -> GHNInitError:
+    if start.lstrip()[:1] == b"<":
+        return GHNInitError("it is a web page, not a checkpoint. Delete it and download the file")
+    if start.startswith(b"version https://"):
+        return GHNInitError("it is a git-LFS pointer, not the file itself. Run `git lfs pull`")
+    if not start:
+        return GHNInitError("it is empty")
+    return GHNInitError(
+        f"it is in no known checkpoint layout (it begins with {start[:8].hex(' ')}). Known are "
+        "safetensors, joblib pickles as on the Hub, and torch.save files"
+    )
+
+
+# Names and sizes.
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a hypernetwork: canonical names and shapes, still lying in their file."""
+
+    layout: str
+    tensors: dict[str, StoredTensor]
+    config: GHNConfig
+    in_place: bool  # whether the file itself is canonical and can be memory-mapped
+
+
+def read_weights(file: BinaryIO) -> Weights:
+    """The hypernetwork that a file holds. No weight is read.
+
+    Raises:
+        GHNInitError: as `read_contents`; or the file is no GHN, tensors are missing, surplus, of
+            the wrong shape or not floating point, or the configuration in it contradicts them.
+    """
+    contents = read_contents(file)
+    tensors = _rename(contents.tensors)
+    config = infer_config({name: tensor.shape for name, tensor in tensors.items()})
+    shapes = expected_shapes(config)
+    tensors = {name: _in_shape(tensor, shapes.get(name)) for name, tensor in tensors.items()}
+    check_state({name: (t.shape, t.dtype) for name, t in tensors.items()}, config)
+    _check_metadata(contents.metadata, config)
+    _check_released_config(contents.extras.get("config"), config)
+    aligned = all(tensor.start % tensor.dtype.itemsize == 0 for tensor in tensors.values())
+    in_place = contents.layout == "safetensors" and tensors == contents.tensors and aligned
+    return Weights(contents.layout, tensors, config, in_place)
+
+
+def _rename(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Canonical names: no `module.` of DistributedDataParallel, embeddings at the top level."""
+    wrapped = all(name.startswith("module.") for name in tensors)
+    renamed: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix("module.") if wrapped else name
+        if short.startswith(tuple(f"gnn.0.{part}." for part in _TOP_LEVEL)):
+            short = short.removeprefix("gnn.0.")
+        if short in renamed:
+            raise GHNInitError(f"damaged: tensor {short[:80]!r} is there twice")
+        renamed[short] = tensor
+    return renamed
+
+
+def _in_shape(tensor: StoredTensor, shape: tuple[int, ...] | None) -> StoredTensor:
+    """A tensor in its canonical shape, if it is in one of the published ones; else as it is."""
+    if shape is None:
+        return tensor
+    if tensor.shape == (*shape, 1, 1):  # a linear map stored as a 1x1 convolution
+        return tensor.reshaped(shape)
+    if len(shape) >= 3 and tensor.shape == (math.prod(shape[:3]), *shape[3:]):
+        return _by_position(tensor, *shape[:3])
+    return tensor
+
+
+def _by_position(tensor: StoredTensor, height: int, width: int, outputs: int) -> StoredTensor:
+    """A published map to (output, row, column) as one to (row, column, output)."""
+    step, *rest = tensor.stride
+    return StoredTensor(
+        tensor.storage,
+        tensor.offset,
+        (height, width, outputs, *tensor.shape[1:]),
+        (width * step, step, height * width * step, *rest),
+    )
+
+
+def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> GHNConfig:
+    """The configuration that follows from the sizes of a state dict (canonical names).
+
+    Raises:
+        GHNInitError: these are not the tensors of a GHN-3 or GHN-2.
+    """
+    hidden = _size(shapes, "embed.weight", 1)
+    channels = math.isqrt(_size(shapes, "decoder.conv.2.weight", 0))
+    first = shapes.get("decoder.fc.0.weight", ())
+    maps = math.prod(first[:3]) if len(first) == 4 else _size(shapes, "decoder.fc.0.weight", 0)
+    kernel = math.isqrt(maps // max(1, 4 * hidden))
+    gated = any(name.startswith("gnn.gru.") for name in shapes)
+    numbers = [re.match(r"gnn\.(\d{1,3})\.", name) for name in shapes]
+    layers = max((int(number[1]) + 1 for number in numbers if number), default=0)
+    if not gated and layers == 0:
+        raise _no_ghn(shapes)
+    if min(hidden, channels, kernel) < 1 or hidden % 4:
+        raise GHNInitError("damaged: its sizes are not those of any GHN")
+    attends = any(name.startswith("gnn.0.attn.") for name in shapes)
+    return GHNConfig(
+        arch="ghn2" if gated else "ghn3" if attends else "mlp",
+        hidden_size=hidden,
+        layers=1 if gated else layers,
+        # The papers' rule is 16 heads where d > 64, else 8; the bias of the edge term has one
+        # entry a head, which also holds for hypernetworks of other sizes.
+        heads=1 if gated or not attends else _size(shapes, "gnn.0.attn.proj_e.2.weight", 0),
+        max_shape=(channels, channels, kernel, kernel),
+        num_classes=_size(shapes, "decoder.class_layer_predictor.1.weight", 0),
+        final_layernorm="ln.weight" in shapes,
+        virtual_edges=not gated or any(name.startswith("gnn.mlp_ve.") for name in shapes),
+    )
+
+
+def _size(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int) -> int:
+    shape = shapes.get(name, ())
+    if len(shape) <= axis:
+        raise _no_ghn(shapes)
+    return shape[axis]
+
+
+def _no_ghn(shapes: Mapping[str, tuple[int, ...]]) -> GHNInitError:
+    return GHNInitError(
+        f"it is no GHN-3 or GHN-2: it holds tensors like {_some(sorted(shapes))}. Give the "
+        "checkpoint of a hypernetwork, not of a model"
+    )
+
+
+def expected_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in the state dict of a hypernetwork (canonical names)."""
+    d, c, s = config.hidden_size, config.channels, config.kernel
+    classes = config.num_classes
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.weight": (_PRIMITIVES, d),
+        "shape_enc.embed_channel.weight": (_channel_rows(classes), d // 4),
+        "shape_enc.embed_spatial.weight": (_kernel_rows(s), d // 4),
+        "decoder.fc.0.weight": (s, s, 4 * d, d),
+        "decoder.fc.0.bias": (s, s, 4 * d),
+        **_linear("decoder.conv.0", 8 * d, 4 * d),
+        **_linear("decoder.conv.2", c * c, 8 * d),
+        **_linear("decoder.class_layer_predictor.1", classes, c),
+        **_linear("decoder_1d.fc.0", 2 * d, d),
+        **_linear("decoder_1d.fc.2", 2 * c, 2 * d),
+        **_linear("bias_class.1", classes, c),
+    }
+    if config.final_layernorm:
+        shapes |= _norm("ln", d)
+    kinds = {"ghn3": _graphormer_shapes, "ghn2": _gated_shapes, "mlp": _mlp_shapes}
+    return shapes | kinds[config.arch](config)
+
+
+def _graphormer_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
+    d = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "centrality_embed_in.weight": (_DEGREES, d),
+        "centrality_embed_out.weight": (_DEGREES, d),
+        "input_dist_embed.weight": (_INPUT_DISTANCES, d),
+        "gnn.0.attn.edge_embed.embed.weight": (_DISTANCES, d),
+        **_linear("gnn.0.attn.proj_e.0", d, 2 * d),
+        **_linear("gnn.0.attn.proj_e.2", config.heads, d),
+    }
+    for layer in range(config.layers):
+        shapes |= _norm(f"gnn.{layer}.ln1", d)
+        shapes |= {f"gnn.{layer}.attn.to_qkv.weight": (3 * d, d)}
+        shapes |= _linear(f"gnn.{layer}.attn.to_out.0", d, d)
+    return shapes | _mlp_shapes(config)
+
+
+def _mlp_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
+    d = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(config.layers):
+        shapes |= _norm(f"gnn.{layer}.ln2", d)
+        shapes |= _linear(f"gnn.{layer}.ff.net.0", 4 * d, d)
+        shapes |= _linear(f"gnn.{layer}.ff.net.3", d, 4 * d)
+    return shapes
+
+
+def _gated_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
+    d = config.hidden_size
+    middle = d // 2 if config.virtual_edges else d
+    shapes = _linear("gnn.mlp.fc.0", middle, d) | _linear("gnn.mlp.fc.2", d, middle)
+    if config.virtual_edges:
+        shapes |= _linear("gnn.mlp_ve.fc.0", middle, d) | _linear("gnn.mlp_ve.fc.2", d, middle)
+    for side in ("ih", "hh"):
+        shapes |= {
+            f"gnn.gru.weight_{side}": (3 * d, d),
+            f"gnn.gru.bias_{side}": (3 * d,),
+        }
+    return shapes
+
+
+def _linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+
+
+def _norm(name: str, size: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+
+
+def _channel_rows(num_classes: int) -> int:
+    """Rows of the table of channel counts, the dummy row included."""
+    exact = {1, 3, num_classes}
+    return len(exact.union(range(8, 64, 8), range(64, 4096, 16), range(4096, 8193, 32))) + 1
+
+
+def _kernel_rows(kernel: int) -> int:
+    """Rows of the table of kernel sizes, the dummy row included."""
+    return len({14, 16}.union(range(1, max(11, kernel - 1) + 1, 2))) + 1
+
+
+def check_state(
+    state: Mapping[str, tuple[tuple[int, ...], torch.dtype]], config: GHNConfig
+) -> None:
+    """Compares names, shapes and types of a state dict with what the configuration calls for.
+
+    Raises:
+        GHNInitError: they differ; the message names the first few tensors concerned.
+    """
+    expected = expected_shapes(config)
+    if missing := sorted(expected.keys() - state.keys()):
+        raise GHNInitError(f"incomplete: it lacks {len(missing)} tensors: {_some(missing)}")
+    if surplus := sorted(state.keys() - expected.keys()):
+        raise GHNInitError(
+            f"it holds {len(surplus)} tensors that a {config.arch} of its size has not: "
+            f"{_some(surplus)}"
+        )
+    for name, shape in expected.items():
+        found, dtype = state[name]
+        if found != shape:
+            raise GHNInitError(f"tensor {name!r} has the shape {found}, and should have {shape}")
+        if dtype not in _FLOATS:
+            raise GHNInitError(f"tensor {name!r} is of type {dtype}, not floating point")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(name[:80]) for name in names[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown
+
+
+def config_text(config: GHNConfig) -> str:
+    """The configuration as JSON, as it stands in the metadata of our own files."""
+    return json.dumps(asdict(config), sort_keys=True)
+
+
+def _check_metadata(metadata: Mapping[str, str], config: GHNConfig) -> None:
+    """Our own files say their configuration; it must be the one that the tensors have."""
+    text = metadata.get(CONFIG_KEY, "{}")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GHNInitError("damaged: the configuration in its metadata is not JSON") from error
+    actual = json.loads(config_text(config))
+    if not isinstance(found, dict) or not found.items() <= actual.items():
+        raise GHNInitError(
+            f"the configuration in its metadata ({text[:200]}) is not that of its tensors "
+            f"({config_text(config)})"
+        )
+
+
+def _check_released_config(found: object, config: GHNConfig) -> None:
+    """The GHN-2 release and the authors' trainer store a configuration; it must not contradict."""
+    if not isinstance(found, dict):
+        return
+    known: dict[str, object] = {
+        "hid": config.hidden_size,
+        "num_classes": config.num_classes,
+        "layernorm": config.final_layernorm,
+        "max_shape": config.max_shape,
+        "weight_norm": True,
+    }
+    if config.arch == "ghn2":
+        known["ve"] = config.virtual_edges
+    else:
+        known["heads"] = config.heads
+    for name, value in known.items():
+        if type(found.get(name)) is type(value) and found[name] != value:
+            raise GHNInitError(
+                f"the configuration in it says {name} = {str(found[name])[:80]}, and its tensors "
+                f"(or what is supported) {value}"
+            )

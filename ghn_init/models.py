@@ -1,0 +1,126 @@
+"""Models by name, from timm or torchvision, or from a Python file."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ghn_init.errors import GHNInitError
+
+LIBRARIES = ("timm", "torchvision")
+
+
+def create_model(
+    name: str, library: str | None = None, num_classes: int | None = None, seed: int = 0
+) -> tuple[nn.Module, str]:
+    """Build a model without pretrained weights.
+
+    Arguments:
+        name: as in `timm.list_models()` or `torchvision.models.list_models()`; a name that both
+            have is taken from timm. Or `path/to/file.py:factory`, a function or class in a Python
+            file that gives a model when it is called. The file is run: use only what you trust.
+        library: `"timm"` or `"torchvision"`, to ask one of them only; not for a file.
+        num_classes: outputs of the classification layer; given to a factory as `num_classes=`.
+            Default: the library's (1000 mostly) or the factory's.
+        seed: of the model's own initialization. The global RNG is left as it is.
+
+    Returns: the model and the library (or file) that it came from.
+
+    Raises:
+        GHNInitError: no such model, file or factory, or building it fails.
+    """
+    if library is not None and library not in LIBRARIES:
+        raise GHNInitError(f"unknown library {library!r}: choose timm or torchvision.")
+    if num_classes is not None and num_classes < 1:
+        raise GHNInitError(f"num_classes is {num_classes}: give 1 or more.")
+    keywords = {} if num_classes is None else {"num_classes": num_classes}
+    if is_in_file(name):
+        path, _, factory = name.rpartition(":")
+        make = functools.partial(_from_file, path, factory, keywords)
+        return _build(make, f"model {name!r}", seed), path
+    known: list[str] = []
+    for candidate in LIBRARIES if library is None else (library,):
+        names, build = _open(candidate)
+        known += names
+        if name in names:
+            make = functools.partial(build, name, **keywords)
+            return _build(make, f"{candidate} model {name!r}", seed), candidate
+    close = difflib.get_close_matches(name, set(known), n=3)
+    hint = f" Did you mean {', '.join(close)}?" if close else ""
+    where = library or "timm nor torchvision"
+    raise GHNInitError(f"no model {name!r} in {where}.{hint}")
+
+
+def _open(library: str) -> tuple[list[str], Callable[..., nn.Module]]:
+    """Names and builder of a library."""
+    try:
+        if library == "timm":
+            timm = importlib.import_module("timm")
+            return timm.list_models(), timm.create_model
+        models = importlib.import_module("torchvision.models")
+        return models.list_models(), _torchvision_builder(models)
+    except ImportError as error:
+        raise GHNInitError(
+            f"{library} cannot be imported ({error}): pip install {library}, or name the other "
+            "library."
+        ) from error
+
+
+def _torchvision_builder(models: Any) -> Callable[..., nn.Module]:
+    def build(name: str, **keywords: Any) -> nn.Module:
+        builder = models.get_model_builder(name)
+        if "weights_backbone" in inspect.signature(builder).parameters:
+            keywords["weights_backbone"] = None  # the default downloads them
+        return builder(weights=None, **keywords)
+
+    return build
+
+
+def is_in_file(name: str) -> bool:
+    """Whether a model's name is `path/to/file.py:factory`."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def _from_file(path: str, factory: str, keywords: dict[str, Any]) -> nn.Module:
+    model = getattr(_module(path), factory)(**keywords)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"it gives a {type(model).__name__}, and must return a torch.nn.Module")
+    return model
+
+
+def _module(path: str) -> Any:
+    """The Python file as a module; run once."""
+    name = f"ghn_init_model_file_{abs(hash(Path(path).resolve()))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses, for one, look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _build(build: Callable[[], nn.Module], what: str, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        try:
+            return build()
+        except Exception as error:  # whatever a library's builder raises
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise GHNInitError(f"{what} cannot be built: {reason}") from error

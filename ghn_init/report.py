@@ -1,0 +1,87 @@
+"""What an initialization did, as an object that prints itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ghn_init.names import abridged, grouped_by_reason
+
+
+@dataclass(frozen=True)
+class Report:
+    """The account of one `apply`.
+
+    Arguments:
+        model: class name of the model.
+        method: `"ghn3-orth"` and so on.
+        checkpoint: name or path of the checkpoint; None for the baselines.
+        checkpoint_sha256: of the checkpoint file; empty if it did not come from a file.
+        seed: of the noise and of the class tokens' rows.
+        noise: beta of Eq. 1 of the second paper; None where none was added.
+        orth_start: L of the second paper, counted from 1; None without orthogonal step.
+        shapes: every parameter's shape.
+        predicted: parameters that the hypernetwork predicted.
+        postprocessed: parameters that got noise, the orthogonal step, or both.
+        left: parameters that kept their own initialization, with the reason.
+        checkpoint_source: repository and file, or path, of the checkpoint; empty likewise.
+        checkpoint_revision: commit of the Hub repository; None for a local file.
+        rank_deficient: parameters that lacked full rank before the orthogonal step, which then
+            chose the missing directions.
+        notes: whatever else is out of the ordinary.
+    """
+
+    model: str
+    method: str
+    checkpoint: str | None
+    checkpoint_sha256: str
+    seed: int
+    noise: float | None
+    orth_start: int | None
+    shapes: Mapping[str, tuple[int, ...]]
+    predicted: tuple[str, ...] = ()
+    postprocessed: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+    checkpoint_source: str = ""
+    checkpoint_revision: str | None = None
+    rank_deficient: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def coverage(self) -> float:
+        """Share of scalar parameters that were predicted."""
+        return self._count(self.predicted) / max(1, self._count(self.shapes))
+
+    def _count(self, names: Iterable[str]) -> int:
+        return sum(math.prod(self.shapes[name]) for name in names)
+
+    def _row(self, label: str, names: Collection[str]) -> str:
+        count, total = self._count(names), max(1, self._count(self.shapes))
+        return f"{label:<15}{len(names):>8,}{count:>16,}{100 * count / total:>9.2f}%"
+
+    def __str__(self) -> str:
+        checkpoint = self.checkpoint or "none"
+        if self.checkpoint_sha256:
+            revision = f"revision {self.checkpoint_revision}, " if self.checkpoint_revision else ""
+            checkpoint += f" ({revision}sha256 {self.checkpoint_sha256[:12]})"
+        lines = [
+            f"{self.model}: {self.method}, checkpoint {checkpoint}, seed {self.seed}",
+            f"{'':<15}{'tensors':>8}{'parameters':>16}{'share':>10}",
+            self._row("predicted", self.predicted),
+            self._row("post-processed", self.postprocessed),
+            self._row("left", self.left),
+        ]
+        settings = []
+        if self.noise is not None:
+            settings.append(f"noise beta {self.noise:g}")
+        if self.orth_start is not None:
+            settings.append(f"orthogonal from layer {self.orth_start}")
+        if settings:
+            lines.insert(1, ", ".join(settings))
+        lines += [f"  left: {names}: {reason}" for names, reason in grouped_by_reason(self.left)]
+        if self.rank_deficient:
+            names = abridged(self.rank_deficient)
+            lines.append(f"  note: {names}: lacked full rank before the orthogonal step")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)

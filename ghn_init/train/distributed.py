@@ -1,0 +1,108 @@
+"""One process or many: gradients, losses and the hypernetwork shared over `torch.distributed`.
+
+A process holds the gradient of its share of the loss, so the sum over all processes is the
+gradient of the whole meta-batch, also where the shares are not of one size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ghn_init.errors import GHNInitError
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run.
+
+    Arguments:
+        rank: number of this process.
+        size: of all processes.
+        device: where this one computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Sum the gradients of a model over all processes, as one tensor."""
+        if self.size == 1:
+            return
+        params = [p for p in model.parameters() if p.requires_grad]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        summed = self.sum(torch.cat([g.flatten() for g in grads]))
+        for p, piece in zip(params, summed.split([p.numel() for p in params]), strict=True):
+            p.grad = piece.view_as(p)
+
+    def broadcast(self, model: nn.Module) -> None:
+        """Give all processes the weights of the main one."""
+        if self.size > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def check_same(self, model: nn.Module) -> None:
+        """Raises `GHNInitError` where the processes do not hold the same weights.
+
+        They all apply the same gradients, so this finds broken hardware and bugs.
+        """
+        if self.size == 1:
+            return
+        own = torch.stack([p.detach().double().sum() for p in model.parameters()])
+        spread = torch.cat([own, -own])
+        dist.all_reduce(spread, op=dist.ReduceOp.MAX)
+        if (spread[: len(own)] + spread[len(own) :]).abs().max() > 0:
+            raise GHNInitError("the processes hold different weights. Resume the run.")
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def start(device: str | None = None) -> Iterator[World]:
+    """The processes that torchrun started, or this one alone.
+
+    Arguments:
+        device: None for a GPU where there is one, else the CPU.
+
+    Raises:
+        GHNInitError: the device is not there.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda":
+        kind = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        where = torch.device(kind)
+        torch.empty(1, device=where)
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
+    except (RuntimeError, AssertionError) as error:
+        raise GHNInitError(f"cannot compute on {kind!r}: {str(error).splitlines()[0]}.") from error
+    if size > 1:
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, where)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()

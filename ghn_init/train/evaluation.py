@@ -1,0 +1,182 @@
+"""Accuracy of predicted parameters without any training (GHN-3 paper, Tables 2 and 11)."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghn_init.errors import GHNInitError
+from ghn_init.files import atomic_path
+from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.hypernetwork.prediction import predict_graphs
+from ghn_init.images.data import Images
+from ghn_init.progress import Progress
+from ghn_init.seeds import torch_generator
+from ghn_init.train.networks.genotypes import Architecture
+from ghn_init.train.networks.network import Network
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Top-1 accuracies of one split, in percent, an entry a network.
+
+    Arguments:
+        split: name of the architectures.
+        predicted: with the parameters that the hypernetwork predicts.
+        random: the same networks, randomly initialised; empty where that was not asked for.
+    """
+
+    split: str
+    predicted: tuple[float, ...]
+    random: tuple[float, ...] = ()
+
+    def summary(self) -> str:
+        """A line for a table: mean, standard deviation and best."""
+        line = f"{self.split:8} {len(self.predicted):4} nets  predicted {_describe(self.predicted)}"
+        return line + (f"  random {_describe(self.random)}" if self.random else "")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How networks are evaluated.
+
+    Arguments:
+        batch_size: images that a batch normalisation takes its statistics from.
+        precision: `"fp32"`, or `"bf16"` for autocast.
+        control: also evaluate the networks randomly initialised, on that many of the batches;
+            0: do not.
+        seed: of the random initialisations.
+        quiet: no progress bar.
+    """
+
+    batch_size: int = 64
+    precision: str = "fp32"
+    control: int = 16
+    seed: int = 0
+    quiet: bool = False
+
+
+def evaluate(
+    ghn: GHN,
+    nets: Sequence[Architecture],
+    images: Images,
+    split: str,
+    how: Evaluation | None = None,
+    results: Path | None = None,
+) -> Accuracies:
+    """Predict the parameters of each network and measure its accuracy, without training it.
+
+    Batch normalisation uses the statistics of the batch, as in training: no running ones exist.
+
+    Arguments:
+        ghn: the hypernetwork; networks are evaluated on its device.
+        nets: architectures.
+        images: test images.
+        split: name of the architectures, for the result.
+        how: see there.
+        results: file for the accuracies by network; an evaluation that was stopped goes on in it.
+
+    Raises:
+        GHNInitError: the images have other classes than the hypernetwork predicts, or `results`
+            belongs to another evaluation.
+    """
+    how = how or Evaluation()
+    if len(images.classes) != ghn.config.num_classes:
+        raise GHNInitError(
+            f"the hypernetwork predicts {ghn.config.num_classes} classes, and the images have "
+            f"{len(images.classes)}."
+        )
+    key = {"split": split, "ghn": _digest(ghn), **vars(how), **_images_key(images)}
+    key.pop("quiet")
+    rows = _read(results, key)[: len(nets)]
+    with Progress(len(nets), "networks", len(rows), how.quiet) as progress:
+        for index in range(len(rows), len(nets)):
+            rows.append(_evaluate_one(ghn, nets[index], images, how, index))
+            _write(results, key, rows)
+            progress.update(split=split, mean=statistics.mean(row[0] for row in rows))
+    random = tuple(row[1] for row in rows) if how.control else ()
+    return Accuracies(split, tuple(row[0] for row in rows), random)
+
+
+def _evaluate_one(
+    ghn: GHN, architecture: Architecture, images: Images, how: Evaluation, index: int
+) -> list[float]:
+    """Accuracy with predicted parameters, and of the control, in percent."""
+    network = Network(architecture, len(images.classes), images.image_size)
+    with torch.no_grad():
+        (predicted,) = predict_graphs([network.graph], ghn, [True])
+        found = [accuracy(network, predicted, images, how)]
+        if how.control:
+            random = network.random_params(torch_generator(how.seed, "control", index))
+            random = {name: tensor.to(ghn.device) for name, tensor in random.items()}
+            found.append(accuracy(network, random, images, how, how.control))
+    return found
+
+
+def accuracy(
+    network: Network,
+    params: Mapping[str, Tensor],
+    images: Images,
+    how: Evaluation,
+    batches: int | None = None,
+) -> float:
+    """Top-1 accuracy in percent, over all images or the first `batches` batches."""
+    device = next(iter(params.values())).device
+    correct = torch.zeros((), device=device)
+    seen = 0
+    for number, (x, labels) in enumerate(images.test_batches(how.batch_size)):
+        if number == batches:
+            break
+        enabled = how.precision == "bf16"
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            correct += (network(x, params).argmax(1) == labels).sum()
+        seen += len(labels)
+    return 100 * correct.item() / seen
+
+
+def _describe(values: Sequence[float]) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    error = spread / math.sqrt(len(values))
+    return (
+        f"{statistics.mean(values):5.1f} ± {error:.1f} (s.e.), std {spread:4.1f}, "
+        f"best {max(values):.1f}"
+    )
+
+
+def _digest(ghn: GHN) -> float:
+    """Tells hypernetworks apart: a sum over all weights."""
+    return sum(float(p.detach().double().abs().sum()) for p in ghn.parameters())
+
+
+def _images_key(images: Images) -> dict[str, int]:
+    """Tells sets of images apart: their number, size, and labels in their order."""
+    order = torch.arange(1, len(images.labels) + 1)
+    labels = int((images.labels.cpu() * order).sum())
+    return {"images": len(order), "image_size": images.image_size, "labels": labels}
+
+
+def _read(results: Path | None, key: Mapping[str, Any]) -> list[list[float]]:
+    if results is None or not results.exists():
+        return []
+    try:
+        content = json.loads(results.read_text(encoding="utf-8"))
+        if content["evaluation"] == json.loads(json.dumps(key)):
+            return [list(map(float, row)) for row in content["accuracies"]]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise GHNInitError(f"{results} is no file of accuracies ({error}).") from error
+    raise GHNInitError(f"{results} holds another evaluation. Delete it, or give another file.")
+
+
+def _write(results: Path | None, key: Mapping[str, Any], rows: list[list[float]]) -> None:
+    if results is not None:
+        with atomic_path(results) as temporary:
+            content = {"evaluation": key, "accuracies": rows}
+            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")

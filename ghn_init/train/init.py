@@ -1,0 +1,102 @@
+"""Initial weights of a hypernetwork: small predictions, or those of another hypernetwork."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ghn_init.errors import GHNInitError
+from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.hypernetwork.decoder import ConvDecoder, PositionMaps
+from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.loading.load import load_ghn
+from ghn_init.seeds import seed_of
+from ghn_init.train.config import TrainConfig
+
+_REFERENCE_FAN_IN = 64
+_EMBEDDING_FACTOR = 0.1
+
+_FIRST_SCALE = 0.1
+"""Of the first predictions, before they are scaled to their fan-in: at 1, networks without
+normalisation blow up."""
+
+
+def initialise(config: TrainConfig, num_classes: int) -> GHN:
+    """A hypernetwork to be trained, a function of the run's configuration.
+
+    Arguments:
+        config: of the run.
+        num_classes: of the images.
+
+    Raises:
+        GHNInitError: the checkpoint to start from cannot be opened, or is of another size.
+    """
+    if config.start_from is not None:
+        return _copy(load_ghn(config.start_from), config.ghn(num_classes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(config.seed, "ghn"))
+        ghn = GHN(config.ghn(num_classes))
+        for module in ghn.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
+        _small(ghn.decoder_1d.fc[2])
+        _small(ghn.decoder.class_layer_predictor[1])
+        if config.parametrization == "mup":
+            _by_fan_in(ghn.decoder)
+        else:
+            _small(ghn.decoder.conv[2])
+    return ghn
+
+
+def parameter_groups(ghn: GHN, config: TrainConfig) -> list[dict[str, Any]]:
+    """The hypernetwork's parameters as an optimizer takes them, with their `lr_factor`.
+
+    With muP and Adam, the learning rate of a matrix is inversely proportional to its fan-in, so
+    that no layer changes what it computes faster than the others do. Factors are relative to a
+    fan-in of 64; embeddings, which are looked up, take a tenth.
+    """
+    if config.parametrization == "standard":
+        return [{"params": list(ghn.parameters()), "lr_factor": 1.0}]
+    factors: dict[float, list[nn.Parameter]] = {}
+    for module in ghn.modules():
+        for parameter in module.parameters(recurse=False):
+            factor = 1.0
+            if isinstance(module, nn.Embedding):
+                factor = _EMBEDDING_FACTOR
+            elif parameter.dim() in (2, 4):  # a matrix, or one for every kernel position
+                factor = _REFERENCE_FAN_IN / parameter.shape[-1]
+            factors.setdefault(factor, []).append(parameter)
+    return [{"params": params, "lr_factor": factor} for factor, params in factors.items()]
+
+
+def _copy(source: GHN, config: GHNConfig) -> GHN:
+    if source.config != config:
+        raise GHNInitError(
+            f"{source.name} is a hypernetwork of another size ({source.config}) than the run's "
+            f"({config})."
+        )
+    ghn = GHN(config)
+    ghn.load_state_dict(source.state_dict())
+    return ghn
+
+
+def _small(layer: nn.Module) -> None:
+    """Begin with small predictions: norms near the identity, biases near 0."""
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        layer.weight.mul_(0.2)
+        layer.bias.zero_()
+
+
+def _by_fan_in(decoder: ConvDecoder) -> None:
+    """Hidden layers that keep the scale of their input (He et al.), and small predictions."""
+    for layer, gain in (
+        (decoder.fc[0], 1.0),
+        (decoder.conv[0], 2**0.5),
+        (decoder.conv[2], _FIRST_SCALE * 2**0.5),
+    ):
+        assert isinstance(layer, nn.Linear | PositionMaps)
+        nn.init.normal_(layer.weight, std=gain * layer.weight.shape[-1] ** -0.5)
+        nn.init.zeros_(layer.bias)

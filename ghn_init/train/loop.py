@@ -1,0 +1,161 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from ghn_init.errors import GHNInitError
+from ghn_init.images.data import Images, load_images
+from ghn_init.train.config import TrainConfig
+from ghn_init.train.distributed import World
+from ghn_init.train.init import initialise, parameter_groups
+from ghn_init.train.logging import Logger
+from ghn_init.train.networks.nets import load_nets
+from ghn_init.train.networks.network import Network
+from ghn_init.train.sampling import MetaBatches
+from ghn_init.train.state import RunFolder, State
+from ghn_init.train.step import Timer, gradients
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a run saves and logs, and how it loads; none of it changes the result.
+
+    Arguments:
+        save_every: steps between two checkpoints.
+        log_every: steps between two lines of metrics.
+        workers: processes that build networks ahead; 0: the training process itself.
+        profile: wait for the GPU after each part of a step, so that their shares are exact.
+        quiet: no progress bar.
+    """
+
+    save_every: int = 250
+    log_every: int = 10
+    workers: int = 0
+    profile: bool = False
+    quiet: bool = False
+
+
+def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | None = None) -> Path:
+    """Train a hypernetwork, or go on where the run in `out` was stopped.
+
+    Arguments:
+        config: the run.
+        out: its folder.
+        world: the processes that take part; each one calls this function.
+        schedule: see there.
+
+    Returns: the hypernetwork's file.
+
+    Raises:
+        GHNInitError: architectures or images cannot be read, `out` holds another run or cannot be
+            written, or the loss stays infinite.
+    """
+    schedule = schedule or Schedule()
+    if config.meta_batch < world.size:
+        raise GHNInitError(f"--meta-batch must be at least {world.size}, one for each process.")
+    folder = RunFolder(out, config)
+    if world.is_main:
+        folder.open()
+    images = load_images(config.data, "train", config.image_size, config.holdout, world.device)
+    ghn = initialise(config, len(images.classes)).to(world.device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(ghn, config), config.lr, weight_decay=config.weight_decay, fused=True
+    )
+    world.wait()
+    state = folder.load(ghn, optimizer, world.device)
+    world.broadcast(ghn)
+    if world.is_main:
+        folder.cut_metrics(state.step)
+
+    start, before = time.monotonic(), state.seconds
+    timer = Timer(world.device, schedule.profile)
+    batches = images.train_batches(
+        config.images_per_step, config.seed, state.step, config.steps, config.augment
+    )
+    meta_batches = _meta_batches(config, images, world, state, schedule)
+    quiet = schedule.quiet or not world.is_main
+    with Logger(folder, config, state, schedule.log_every, quiet) as logger:
+        while state.step < config.steps:
+            with timer.part("data"):
+                batch = next(batches)
+            with timer.part("build"):
+                networks = next(meta_batches)
+            lr = learning_rate(config, state.step)
+            totals = gradients(ghn, networks, batch, config, state.step, timer)
+            with timer.part("update"):
+                world.sum_gradients(ghn)
+                world.sum(totals.values)
+                norm = torch.nn.utils.clip_grad_norm_(ghn.parameters(), config.clip)
+                finite = totals.finite and bool(torch.isfinite(norm))
+                if finite:
+                    _set_learning_rate(optimizer, lr)
+                    optimizer.step()
+                optimizer.zero_grad()
+            _count(state, finite, config)
+            state.seconds = before + time.monotonic() - start
+            if world.is_main:
+                logger.step(totals, lr, norm, finite, timer)
+            if state.step % schedule.save_every == 0 or state.step == config.steps:
+                world.check_same(ghn)
+                if world.is_main:
+                    folder.save(state, ghn, optimizer, ghn.config)
+    world.wait()
+    return folder.ghn_file
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then half a cosine down to 0, or a constant and a linear cooldown."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.cooldown:
+        return config.lr * min(1.0, (config.steps - step) / config.cooldown)
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _meta_batches(
+    config: TrainConfig, images: Images, world: World, state: State, schedule: Schedule
+) -> Iterator[list[tuple[int, Network]]]:
+    """The networks of every step that is left, built ahead where there are workers."""
+    dataset = MetaBatches(
+        load_nets(Path(config.nets), "train", config.num_nets),
+        config.meta_batch,
+        config.widths,
+        config.seed,
+        len(images.classes),
+        config.image_size,
+        config.dropout,
+        world.rank,
+        world.size,
+        config.curriculum,
+        config.rare_share,
+    )
+    steps = range(state.step, config.steps)
+    workers = schedule.workers
+    return iter(DataLoader(dataset, None, sampler=steps, num_workers=workers, collate_fn=list))
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def _count(state: State, finite: bool, config: TrainConfig) -> None:
+    """Count a step, and stop a run that has gone astray."""
+    state.step += 1
+    state.failures = 0 if finite else state.failures + 1
+    state.skipped += not finite
+    if state.failures >= config.patience:
+        raise GHNInitError(
+            f"the loss was not finite in {state.failures} steps in a row, the last one step "
+            f"{state.step}. Resume from the last checkpoint with a smaller --lr in another --out, "
+            "or with --precision fp32."
+        )

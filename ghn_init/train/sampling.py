@@ -1,0 +1,151 @@
+"""Which architectures a step trains on, how wide they are, and which process takes which."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.utils.data import Dataset
+
+from ghn_init.seeds import python_generator, torch_generator
+from ghn_init.train.networks.genotypes import DEFAULT_CHANNELS, Architecture
+from ghn_init.train.networks.network import Network
+
+_FIRST_SHARE = 0.1
+"""Share of the architectures that a curriculum starts with."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How wide training networks are drawn (GHN-2 paper, Appendix A: wider where they are small).
+
+    Arguments:
+        channels: initial channels to draw from, ascending.
+        fc_dims: widths of the classifier's hidden layer to draw from.
+        max_params: a width is only drawn where the network has about at most so many parameters;
+            the smallest one always may be.
+    """
+
+    channels: tuple[int, ...] = (32, 48, 64, 80, 96, 112, 128)
+    fc_dims: tuple[int, ...] = (64, 128, 192, 256)
+    max_params: int = 2_000_000
+
+    def allowed(self, architecture: Architecture) -> tuple[int, ...]:
+        """The channels that an architecture may have."""
+        params = max(architecture.num_params.values(), default=0)
+        fitting = [
+            c for c in self.channels if params * (c / DEFAULT_CHANNELS) ** 2 <= self.max_params
+        ]
+        return tuple(fitting) or self.channels[:1]
+
+
+@dataclass(frozen=True)
+class MetaBatches(Dataset[list[tuple[int, Network]]]):
+    """The target networks of every step, of one process: `self[step]`.
+
+    Every architecture comes once in an epoch of architectures; widths are drawn anew each time.
+
+    Arguments:
+        nets: all architectures.
+        size: meta-batch size m, over all processes.
+        widths: see there.
+        seed: of the run.
+        num_classes, image_size, dropout: see `Network`.
+        rank, world_size: number of this process, and of all.
+        curriculum: steps in which the largest architecture that is drawn grows from those of the
+            smallest tenth to all; small networks are cheap, and are learned fast. Networks without
+            normalisation, which are small and hard to learn, come last.
+        rare_share: chance of each network to be one of a rare kind: without normalisation, or
+            without global pooling, which are one in thirty and one in fifty.
+    """
+
+    nets: Sequence[Architecture]
+    size: int
+    widths: Widths
+    seed: int
+    num_classes: int
+    image_size: int
+    dropout: float = 0.0
+    rank: int = 0
+    world_size: int = 1
+    curriculum: int = 0
+    rare_share: float = 0.0
+
+    def __getitem__(self, step: int) -> list[tuple[int, Network]]:
+        """The networks of this process, each with its place in the meta-batch."""
+        drawn = self.architectures(step)
+        mine = balance([_size(a) for a in drawn], self.world_size)[self.rank]
+        return [(place, self._build(drawn[place])) for place in mine]
+
+    def architectures(self, step: int) -> list[Architecture]:
+        """The meta-batch of a step, with widths drawn."""
+        rng = python_generator(self.seed, "widths", step)
+        drawn = []
+        for place in range(step * self.size, (step + 1) * self.size):
+            net = self._next(step, place, rng)
+            channels = rng.choice(self.widths.allowed(net))
+            drawn.append(net.resized(channels, rng.choice(self.widths.fc_dims)))
+        return drawn
+
+    def _next(self, step: int, place: int, rng: random.Random) -> Architecture:
+        """The architecture of a place in the sequence of all steps."""
+        if self.rare_share and self._rare and rng.random() < self.rare_share:
+            return rng.choice(rng.choice(self._rare))
+        if step < self.curriculum:
+            share = _FIRST_SHARE + (1 - _FIRST_SHARE) * step / self.curriculum
+            return self._by_size[rng.randrange(max(1, int(share * len(self.nets))))]
+        epoch, index = divmod(place, len(self.nets))
+        return self.nets[_order(len(self.nets), self.seed, epoch)[index]]
+
+    @cached_property
+    def _rare(self) -> list[list[Architecture]]:
+        """The rare kinds of which there are any."""
+        kinds = [net for net in self.nets if not net.norm], [n for n in self.nets if not n.glob_avg]
+        return [kind for kind in kinds if kind]
+
+    @cached_property
+    def _by_size(self) -> list[Architecture]:
+        return sorted(self.nets, key=lambda net: (not net.norm, _size(net)))
+
+    def _build(self, architecture: Architecture) -> Network:
+        network = Network(architecture, self.num_classes, self.image_size, self.dropout)
+        _ = network.graph.distances  # computed here, so that a worker does it
+        return network
+
+
+def balance(costs: Sequence[int], groups: int) -> list[list[int]]:
+    """Shares items out over groups of (almost) equal count so that their total costs are similar.
+
+    The largest item first, each to the group with the smallest total that has room.
+
+    Returns: for each group, the indices of its items, ascending.
+    """
+    room = -(-len(costs) // groups)
+    shares: list[list[int]] = [[] for _ in range(groups)]
+    totals = [0] * groups
+    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        group = min((g for g in range(groups) if len(shares[g]) < room), key=lambda g: totals[g])
+        shares[group].append(item)
+        totals[group] += costs[item]
+    return [sorted(share) for share in shares]
+
+
+def _size(architecture: Architecture) -> int:
+    return architecture.num_nodes or architecture.n_cells
+
+
+_orders: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    """A permutation of the architectures; the last two are remembered."""
+    key = (count, seed, epoch)
+    if key not in _orders:
+        while len(_orders) > 1:
+            _orders.pop(next(iter(_orders)))
+        generator = torch_generator(seed, "architectures", epoch)
+        _orders[key] = torch.randperm(count, generator=generator).tolist()
+    return _orders[key]

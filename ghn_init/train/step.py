@@ -1,0 +1,159 @@
+"""One step: predict a meta-batch of networks, run them on images, and the gradient of Eq. 10.
+
+The graph of the hypernetwork and those of the target networks are differentiated apart, joined at
+the predicted tensors. So a target network's activations are gone before the next one computes:
+memory does not grow with the meta-batch, and the time of each part can be told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.hypernetwork.prediction import predict_graphs
+from ghn_init.images.data import Batch
+from ghn_init.seeds import seed_of
+from ghn_init.train.config import TrainConfig
+from ghn_init.train.networks.network import Network
+
+
+class Timer:
+    """Seconds spent in the parts of a step.
+
+    Arguments:
+        device: a GPU is waited for at the end of each part, if `exact`.
+        exact: see `device`; otherwise parts on a GPU only count what it takes to start them.
+    """
+
+    def __init__(self, device: torch.device, exact: bool = False) -> None:
+        self.seconds: dict[str, float] = {}
+        self._wait = exact and device.type == "cuda"
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time of the block."""
+        start = time.perf_counter()
+        yield
+        if self._wait:
+            torch.cuda.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def shares(self) -> dict[str, float]:
+        """Share of each part in all of them; starts counting anew."""
+        total = sum(self.seconds.values()) or 1.0
+        shares = {name: round(seconds / total, 4) for name, seconds in self.seconds.items()}
+        self.seconds.clear()
+        return shares
+
+
+@dataclass
+class Totals:
+    """Sums over networks, to be summed over processes as well.
+
+    Arguments:
+        loss: sum of Eq. 10 over the networks.
+        cross_entropy: its first term.
+        correct: images that were classified correctly.
+        seen: networks times images.
+        infinite: networks whose loss is not finite.
+    """
+
+    values: Tensor = field(default_factory=lambda: torch.zeros(5, dtype=torch.float64))
+
+    def add(self, loss: Tensor, cross_entropy: Tensor, correct: Tensor, seen: int) -> None:
+        """Count one network."""
+        bad = (~torch.isfinite(loss)).double()
+        found = [loss.double(), cross_entropy.double(), correct.double(), bad.new_tensor(seen), bad]
+        self.values = self.values.to(bad.device) + torch.stack(found)
+
+    def metrics(self, networks: int) -> dict[str, float]:
+        """Means: loss, cross_entropy, accuracy."""
+        loss, cross_entropy, correct, seen, _ = self.values.tolist()
+        return {
+            "loss": loss / networks,
+            "cross_entropy": cross_entropy / networks,
+            "accuracy": correct / max(1.0, seen),
+        }
+
+    @property
+    def finite(self) -> bool:
+        """Whether all losses are."""
+        return self.values[-1].item() == 0
+
+
+def gradients(
+    ghn: GHN,
+    networks: Sequence[tuple[int, Network]],
+    batch: Batch,
+    config: TrainConfig,
+    step: int,
+    timer: Timer,
+) -> Totals:
+    """Adds the gradient of the mean loss over a meta-batch to the hypernetwork.
+
+    Arguments:
+        ghn: the hypernetwork.
+        networks: those of this process, each with its place in the meta-batch.
+        batch: images and labels of the step, on the hypernetwork's device.
+        config: of the run.
+        step: number of the step, for what is random in it.
+        timer: counts the parts `predict`, `forward` and `backward`.
+
+    Returns: sums over the networks. Where one of them is not finite, gradients are meaningless.
+    """
+    autocast = torch.autocast(
+        ghn.device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False
+    )
+    with timer.part("predict"), autocast:
+        graphs = [network.graph for _, network in networks]
+        predicted = predict_graphs(graphs, ghn, [True] * len(graphs))
+    totals = Totals()
+    gpus = [ghn.device] if ghn.device.type == "cuda" else []
+    tensors: list[Tensor] = []
+    grads: list[Tensor | None] = []
+    for (place, network), params in zip(networks, predicted, strict=True):
+        images, labels = _share(batch, place, config)
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
+        with timer.part("forward"), torch.random.fork_rng(gpus, enabled=config.dropout > 0):
+            if config.dropout > 0:
+                torch.manual_seed(seed_of(config.seed, "dropout", step, place))
+            with autocast:
+                logits = network(images, leaves).float()
+            loss = _loss(totals, logits, labels, leaves, config)
+        with timer.part("backward"):
+            (loss / config.meta_batch).backward()
+            if config.network_clip:
+                limit = config.network_clip / config.meta_batch
+                torch.nn.utils.clip_grad_norm_(leaves.values(), limit)
+        tensors += params.values()
+        grads += [leaf.grad for leaf in leaves.values()]
+    with timer.part("backward_ghn"):
+        torch.autograd.backward(tensors, grads)
+    return totals
+
+
+def _share(batch: Batch, place: int, config: TrainConfig) -> Batch:
+    """The images and labels of a step that one of its networks sees."""
+    if not config.own_images:
+        return batch
+    mine = slice(place * config.batch_size, (place + 1) * config.batch_size)
+    return batch[0][mine], batch[1][mine]
+
+
+def _loss(
+    totals: Totals, logits: Tensor, labels: Tensor, params: dict[str, Tensor], config: TrainConfig
+) -> Tensor:
+    """Eq. 10: cross-entropy, and gamma times the sum of the norms of all predicted tensors."""
+    cross_entropy = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    norms = torch._foreach_norm([p.float() for p in params.values()])
+    loss = cross_entropy + config.gamma * torch.stack(norms).sum()
+    correct = (logits.argmax(1) == labels).sum()
+    totals.add(loss.detach(), cross_entropy.detach(), correct, len(labels))
+    return loss
