@@ -1,84 +1,60 @@
-"""A line that says how far something has come, how fast it goes and how long it will take."""
+"""The progress bar of long commands: tqdm on a terminal, a line now and then in a file."""
 
 from __future__ import annotations
 
+import os
 import sys
-import time
-from types import TracebackType
+from typing import Any
 
-_INTERVAL = 0.5
-"""Seconds between two versions of the line on a terminal."""
+from tqdm import tqdm
 
-_LOG_INTERVAL = 30.0
+DELAY = 2.0
+"""Seconds that something takes before its progress is shown."""
+
+LOG_INTERVAL = 30.0
 """Seconds between two lines where stderr is a file."""
 
-_BAR = 20
+_LOG_FORMAT = "{n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
-class Progress:
-    """Progress on stderr: one line that is overwritten, or in a file a line now and then.
+class Progress(tqdm):
+    """A tqdm bar on stderr that is never wider than the terminal.
 
     Arguments:
         total: steps in all.
-        unit: what a step is, in the plural.
+        unit: what a step is, in the singular.
         done: steps that were made before, in another run.
         silent: show nothing.
     """
 
+    monitor_interval = 0  # no thread: training forks, and `miniters` checks the clock every time
+
     def __init__(self, total: int, unit: str, done: int = 0, silent: bool = False) -> None:
-        self._total, self._unit, self._done, self._silent = total, unit, done, silent
-        self._first = done
-        self._start = time.monotonic()
-        self._shown = self._start - (_INTERVAL if sys.stderr.isatty() else 0.0)
-        self._width = 0
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._done > self._first and not self._silent:
-            self._show(self._text)
-            if sys.stderr.isatty():
-                print(file=sys.stderr)
-
-    @property
-    def rate(self) -> float:
-        """Steps a second in this run."""
-        return (self._done - self._first) / max(1e-9, time.monotonic() - self._start)
-
-    def update(self, steps: int = 1, **shown: object) -> None:
-        """Count steps; further values are shown behind, floats with three digits."""
-        self._done += steps
-        left = (self._total - self._done) / max(1e-9, self.rate)
-        filled = _BAR * self._done // max(1, self._total)
-        values = [f"{name} {_format(value)}" for name, value in shown.items()]
-        bar = "#" * filled + "." * (_BAR - filled)
-        start = f"[{bar}] {self._done}/{self._total} {self._unit}"
-        rate = f"{self.rate:.3g} {self._unit}/s"
-        self._text = "  ".join([start, *values, rate, f"{_duration(left)} left"])
-        interval = _INTERVAL if sys.stderr.isatty() else _LOG_INTERVAL
-        if not self._silent and time.monotonic() - self._shown >= interval:
-            self._shown = time.monotonic()
-            self._show(self._text)
-
-    def _show(self, text: str) -> None:
+        shared = {"total": total, "initial": done, "unit": unit, "disable": silent, "delay": DELAY}
         if sys.stderr.isatty():
-            print(f"\r{text.ljust(self._width)}", end="", file=sys.stderr, flush=True)
-            self._width = len(text)
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            super().__init__(**shared, miniters=1, mininterval=0.5, ncols=width - 1)
         else:
-            print(text, file=sys.stderr, flush=True)
+            super().__init__(**shared, miniters=1, mininterval=LOG_INTERVAL, file=_Lines(),
+                             bar_format=_LOG_FORMAT)  # fmt: skip
+
+    def refresh(self, *args: Any, **kwargs: Any) -> None:
+        """Show the current state; a message above the bar asks for it, perhaps too early."""
+        if self._time() >= self.start_t + self.delay:
+            super().refresh(*args, **kwargs)
+
+    def step(self, steps: int = 1, **shown: object) -> None:
+        """Count steps; further values are shown behind the bar."""
+        self.set_postfix(shown, refresh=False)
+        self.update(steps)
 
 
-def _format(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+class _Lines:
+    """Writes each state of a bar as a line of its own, without carriage returns."""
 
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    def flush(self) -> None:
+        sys.stderr.flush()

@@ -135,7 +135,7 @@ def diagnose(
     hypernetworks = load_hypernetworks(methods, ghn)
     example = torch.empty(2, *shape, device="meta")
     measured = []
-    with Progress(len(methods), "methods", silent=not progress) as line:
+    with Progress(len(methods), "method", silent=not progress) as line:
         for method in methods:
             ready, report = initialized(
                 model, method, hypernetworks, pretrained, seed=seed, example_inputs=example
@@ -145,7 +145,7 @@ def diagnose(
                 before = predict(model, hypernetworks[method.split("-")[0]], graph, seed=seed)
                 before = {n: before[n] for n in chosen if n in report.postprocessed}
             measured.append(_measure(ready, method, report, graph, names, chosen, before, batch))
-            line.update(method=method)
+            line.step(method=method)
     title = name or type(model).__name__
     return Diagnosis(title, batch.source, tuple(names), chosen, tuple(measured))
 

@@ -136,11 +136,11 @@ def embed(
         raise GHNInitError(f"{len(models)} models make no map: give two or more.")
     hypernetwork = load_hypernetwork(ghn)
     vectors, sizes = [], {}
-    with Progress(len(models), "models", silent=not progress) as line, torch.no_grad():
+    with Progress(len(models), "model", silent=not progress) as line, torch.no_grad():
         for name, model in models.items():
             sizes[name] = sum(p.numel() for p in model.parameters()) / 1e6
             vectors.append(hypernetwork(hypernetwork.encode([trace(model)]))[0].mean(dim=0).cpu())
-            line.update(model=name)
+            line.step(model=name)
     stacked = torch.stack(vectors)
     places, explained = principal_components(stacked)
     shown = sizes if values is None else {k: v for k, v in values.items() if k in sizes}

@@ -139,7 +139,7 @@ def rank(
     names = (*([] if ghn is None else ["ghn"]), *metrics)
     scores: dict[str, dict[str, float]] = {metric: {} for metric in names}
     failures = []
-    with Progress(len(models) * len(names), "scores", silent=not progress) as line:
+    with Progress(len(models) * len(names), "score", silent=not progress) as line:
         for name, model in models.items():
             graph, shape = traced(model)
             layers, batch = weight_layers(graph), folder_batch(data, shape[-1], batch_size, seed)
@@ -148,13 +148,13 @@ def rank(
                 test = open_folder(data, shape[-1], test=True)
                 accuracy = _accuracy(model, graph, hypernetwork, test, images, batch_size)
                 scores["ghn"][name] = accuracy
-                line.update(model=name, metric="ghn")
+                line.step(model=name, metric="ghn")
             for metric in metrics:
                 try:
                     scores[metric][name] = zero_cost(metric, model, layers, batch)
                 except GHNInitError as error:
                     failures.append((metric, name, str(error)))
-                line.update(model=name, metric=metric)
+                line.step(model=name, metric=metric)
     known = {name: accuracies[name] for name in models}
     taus = {metric: kendall_tau(known, values) for metric, values in scores.items()}
     return Ranking(known, scores, taus, tuple(failures))

@@ -138,7 +138,7 @@ def diversity(
     hypernetworks = load_hypernetworks(methods, ghn)
     shapes = tuple(shapes) if shapes is not None else _frequent_shapes(models)
     found: dict[str, dict[Shape, list[Tensor]]] = {m: {s: [] for s in shapes} for m in methods}
-    with Progress(len(models) * len(methods), "models", silent=not progress) as line:
+    with Progress(len(models) * len(methods), "model", silent=not progress) as line:
         for name, model in models.items():
             for method in methods:
                 own = pretrained[name] if pretrained and method == PRETRAINED else None
@@ -147,7 +147,7 @@ def diversity(
                 for param in ready.parameters():
                     if tuple(param.shape) in shapes:
                         found[method][tuple(param.shape)].append(param.detach().float().clone())
-                line.update(model=name, method=method)
+                line.step(model=name, method=method)
     return Diversity(
         len(models),
         shapes,

@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    print(f"ghn-init: warning: {message}", file=sys.stderr)
+    from tqdm import tqdm
+
+    tqdm.write(f"ghn-init: warning: {message}", file=sys.stderr)  # above a progress bar
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -206,11 +208,11 @@ def _verify(options: argparse.Namespace) -> int:
     models = options.models.split(",") if options.models else list(norms)
     ghn = load_ghn(options.checkpoint)
     print(f"{'model':<22}{'expected':>14}{'found':>14}")
-    with Progress(len(models), "models") as progress:
+    with Progress(len(models), "model") as progress:
 
         def show(check: Check) -> None:
-            print(check)
-            progress.update()
+            progress.write(str(check))
+            progress.step()
 
         checks = verify(ghn, norms, models, show)
     if options.example or options.checkpoint.partition("@")[0] == "ghn3xlm16":

@@ -82,7 +82,7 @@ def compare(
         runner.initialized(method, 0)  # an error that it may lead to is better known now
     store.write()
     done = sum(job in store.outcomes for _, job in plan.known(store))
-    with Progress(plan.count * how.steps, "steps", done * how.steps, not progress) as line:
+    with Progress(plan.count * how.steps, "step", done * how.steps, not progress) as line:
         for phase in (plan.choosing, plan.reported):
             for method, job in phase(store):
                 if job not in store.outcomes:
@@ -143,7 +143,7 @@ class _Runner:
             nonlocal made
             made = step
             seed = "choice" if job.choosing else job.seed
-            line.update(method=job.method, lr=f"{job.point.lr:g}", seed=seed, loss=loss)
+            line.step(method=job.method, lr=f"{job.point.lr:g}", seed=seed, loss=loss)
 
         evaluation = data.validation if job.choosing else data.test
         assert evaluation is not None
@@ -159,7 +159,7 @@ class _Runner:
             self.memory_format,
         )
         if made < how.steps:
-            line.update(how.steps - made, method=job.method, diverged=f"after {made} steps")
+            line.step(how.steps - made, method=job.method, diverged=f"after {made} steps")
         seconds = round(time.perf_counter() - start, 1)
         return replace(outcome, predicted=report.coverage, seconds=seconds)
 

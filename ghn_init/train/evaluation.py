@@ -97,11 +97,11 @@ def evaluate(
     key = {"split": split, "ghn": _digest(ghn), **vars(how), **_images_key(images)}
     key.pop("quiet")
     rows = _read(results, key)[: len(nets)]
-    with Progress(len(nets), "networks", len(rows), how.quiet) as progress:
+    with Progress(len(nets), "network", len(rows), how.quiet) as progress:
         for index in range(len(rows), len(nets)):
             rows.append(_evaluate_one(ghn, nets[index], images, how, index))
             _write(results, key, rows)
-            progress.update(split=split, mean=statistics.mean(row[0] for row in rows))
+            progress.step(split=split, mean=statistics.mean(row[0] for row in rows))
     random = tuple(row[1] for row in rows) if how.control else ()
     return Accuracies(split, tuple(row[0] for row in rows), random)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Any
 
@@ -31,7 +32,8 @@ class Logger:
         self, folder: RunFolder, config: TrainConfig, state: State, every: int, quiet: bool
     ) -> None:
         self._folder, self._config, self._state, self._every = folder, config, state, every
-        self._progress = Progress(config.steps, "steps", state.step, quiet)
+        self._progress = Progress(config.steps, "step", state.step, quiet)
+        self._first, self._start = state.step, time.monotonic()
         self._shown: dict[str, float] = {}
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -46,7 +48,7 @@ class Logger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.__exit__(kind, error, trace)
+        self._progress.close()
         if self._board is not None:
             self._board.close()
 
@@ -64,7 +66,7 @@ class Logger:
         shown: dict[str, Any] = {k: v for k, v in self._shown.items() if k in ("loss", "accuracy")}
         if state.skipped:
             shown["skipped"] = state.skipped
-        self._progress.update(**shown)
+        self._progress.step(**shown)
         if state.step % self._every == 0 or state.step == self._config.steps:
             self._write(lr, timer)
 
@@ -72,7 +74,8 @@ class Logger:
         state, count = self._state, max(1, self._count)
         line: dict[str, Any] = {"step": state.step, "lr": lr, "skipped": state.skipped}
         line |= {name: value / count for name, value in self._sums.items()}
-        line |= {"seconds": round(state.seconds, 3), "steps_per_second": self._progress.rate}
+        rate = (state.step - self._first) / max(1e-9, time.monotonic() - self._start)
+        line |= {"seconds": round(state.seconds, 3), "steps_per_second": rate}
         line["shares"] = timer.shares()
         self._folder.log(line)
         if self._board is not None:

@@ -96,11 +96,11 @@ def make_nets(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         done = _resume(path, split, seed)
-        with open(path, "a", encoding="utf-8") as file, Progress(count, "networks", done) as shown:
+        with open(path, "a", encoding="utf-8") as file, Progress(count, "network", done) as shown:
             for lines in _chunks(split, seed, done, count, workers):
                 file.writelines(f"{line}\n" for line in lines)
                 file.flush()
-                shown.update(len(lines), split=split)
+                shown.step(len(lines), split=split)
     except OSError as error:
         raise GHNInitError(f"cannot write {path}: {error.strerror}.") from error
     return path
