@@ -294,7 +294,7 @@ def _hypernetwork(
 def _moved(ghn: GHN, device: torch.device | None) -> GHN:
     """A copy on another device: the caller's hypernetwork stays where it is."""
     with torch.device("meta"):
-        copy = GHN(ghn.config, ghn.name, ghn.sha256, ghn.source, ghn.revision)
+        copy = GHN(ghn.config, ghn.name, ghn.origin, ghn.defaults)
     copy.load_state_dict({k: v.to(device) for k, v in ghn.state_dict().items()}, assign=True)
     return copy.requires_grad_(False).eval()
 
@@ -340,9 +340,9 @@ def _initial_values(
             report = replace(
                 report,
                 checkpoint=ghn.name,
-                checkpoint_sha256=ghn.sha256,
-                checkpoint_source=ghn.source,
-                checkpoint_revision=ghn.revision,
+                checkpoint_sha256=ghn.origin.sha256,
+                checkpoint_source=ghn.origin.source,
+                checkpoint_revision=ghn.origin.revision,
                 predicted=tuple(n for n in graph.shapes if n in tensors),
                 left=_left(graph, tensors, _head_reason(graph, ghn, settings.head)),
             )

@@ -140,7 +140,7 @@ def verify_example(ghn: GHN, path: str | os.PathLike[str] | None = None) -> Chec
         GHNInitError: the file cannot be fetched or read, or is not a ResNet-50's.
     """
     if path is None:
-        path, _ = download(EXAMPLE, ghn.revision)
+        path, _ = download(EXAMPLE, ghn.origin.revision)
     expected = read_state_dict(path)
     model = _without_memory("resnet50")
     worst = 0.0

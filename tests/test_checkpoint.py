@@ -32,10 +32,12 @@ from checkpoint_files import (
     same,
     tiny_state,
 )
+from safetensors import safe_open
 
+from ghn_init.cli.main import main
 from ghn_init.errors import GHNInitError
 from ghn_init.files import atomic_path
-from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.hypernetwork.config import Defaults, GHNConfig
 from ghn_init.loading import cache as cache_module
 from ghn_init.loading import checkpoint
 from ghn_init.loading.checkpoint import (
@@ -48,6 +50,7 @@ from ghn_init.loading.checkpoint import (
     save_checkpoint,
 )
 from ghn_init.loading.layouts import CONFIG_KEY, expected_shapes
+from ghn_init.loading.load import load_ghn
 from ghn_init.loading.readers import safetensors_files
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -79,9 +82,9 @@ def test_every_layout_loads_to_the_same_numbers(
     for _ in range(2):  # converted, then from the cache
         checkpoint = open_checkpoint(written(tmp_path, data))
         assert checkpoint.config == config
-        assert checkpoint.sha256 == hashlib.sha256(data).hexdigest()
-        assert checkpoint.source == str(tmp_path / "ghn.pt")
-        assert checkpoint.revision is None
+        assert checkpoint.origin.sha256 == hashlib.sha256(data).hexdigest()
+        assert checkpoint.origin.source == str(tmp_path / "ghn.pt")
+        assert checkpoint.origin.revision is None
         assert same(read_tensors(checkpoint), state)
 
 
@@ -149,6 +152,65 @@ def test_release_configuration_must_agree(tmp_path: Path) -> None:
     for name, value in {"num_classes": 11, "ve": False, "weight_norm": False, "hid": 9}.items():
         bad = {**good, name: value}
         assert f"{name} = {value}" in message(written(tmp_path, as_release(state, **bad)))
+
+
+def test_defaults_are_kept(tmp_path: Path) -> None:
+    """By every way from a file of ours to another: conversion, rounding, the cache."""
+    mine = Defaults(3, frozenset())
+    a, b, c = (tmp_path / f"{name}.safetensors" for name in "abc")
+    save_checkpoint(a, tiny_state(), GHN3, defaults=mine)
+    assert open_checkpoint(a).defaults == load_ghn(a).defaults == mine
+    convert(a, b)
+    assert open_checkpoint(b).defaults == mine
+    convert(a, b, norms=["ln"])
+    assert open_checkpoint(b).defaults == Defaults(3, {"ln"})
+    assert main(["convert", str(b), str(c), "--orth-start", "0.5", "--dtype", "float16"]) == 0
+    assert open_checkpoint(c).defaults == Defaults(0.5, {"ln"})
+    assert main(["convert", str(b), str(c), "--norms", "none"]) == 0
+    assert open_checkpoint(c).defaults == mine
+    with safe_open(a, framework="pt") as file:
+        metadata = file.metadata()
+    safetensors.torch.save_file(published(tiny_state()), b, metadata)  # as older versions did
+    for _ in range(2):  # converted to the cache, and from it
+        assert open_checkpoint(b).path != b
+        assert open_checkpoint(b).defaults == mine
+
+
+def test_defaults_of_files_without_any_are_the_published_ones(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(written(tmp_path, as_safetensors(tiny_state())))
+    assert checkpoint.defaults == Defaults() == Defaults(0.685, {"bn", "ln"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1",
+        "{",
+        "[]",
+        '{"orth_start": -1}',
+        '{"orth_start": 1.5}',
+        '{"orth_start": NaN}',
+        '{"orth_start": true}',
+        '{"orth_start": "1"}',
+        '{"orth_start": null}',
+        '{"norms": "bn"}',
+        '{"norms": ["bn", "xn"]}',
+        '{"norms": [["bn"]]}',
+        '{"norms": 1}',
+        '{"more": 1}',
+        "[" * 100_000,
+    ],
+)
+def test_defaults_that_make_no_sense(text: str, tmp_path: Path) -> None:
+    data = safetensors.torch.save(tiny_state(), {"ghn_init.defaults": text})
+    assert "default" in message(written(tmp_path, data))
+
+
+def test_convert_refuses_defaults_that_make_no_sense(tmp_path: Path) -> None:
+    for options in ({"orth_start": -1}, {"orth_start": 1.5}, {"norms": "bn"}, {"norms": ["x"]}):
+        with pytest.raises(GHNInitError, match="default"):
+            convert("embedded", tmp_path / "x", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "x").exists()
 
 
 def test_own_files_are_used_in_place(tmp_path: Path) -> None:
@@ -353,7 +415,7 @@ def test_demanded_checksum(tmp_path: Path) -> None:
     for _ in range(2):  # also when it is cached already
         other = digest[::-1]
         assert f"sha256 is {digest}, not {other}" in message(path, sha256=other)
-        assert open_checkpoint(path, sha256=digest.upper()).sha256 == digest
+        assert open_checkpoint(path, sha256=digest.upper()).origin.sha256 == digest
     assert "64 hexadecimal digits" in message(path, sha256="abc")
 
 
@@ -615,7 +677,7 @@ def test_list_cached(tmp_path: Path) -> None:
     one = open_checkpoint(written(tmp_path, as_joblib(tiny_state()), "one.pt"))
     two = open_checkpoint(written(tmp_path, as_safetensors(tiny_state()), "two.safetensors"))
     gone = open_checkpoint(written(tmp_path, as_joblib(tiny_state(seed=1)), "gone.pt"))
-    Path(gone.source).unlink()
+    Path(gone.origin.source).unlink()
     assert sorted(list_cached(), key=lambda c: c.name) == [one, two]
 
 

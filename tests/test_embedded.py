@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from safetensors import safe_open
 import ghn_init
 from ghn_init import GHNInitError
 from ghn_init.cli.main import main
+from ghn_init.hypernetwork.config import Defaults
 from ghn_init.loading.checkpoint import convert, open_checkpoint, save_checkpoint
 from ghn_init.loading.embedded import embedded_path
 from ghn_init.loading.hub import REPOSITORY
@@ -72,9 +74,9 @@ def test_it_is_small_and_predicts_finite_numbers() -> None:
 def test_it_says_how_it_was_made() -> None:
     with safe_open(embedded_path(), framework="pt") as file:
         metadata = file.metadata()
-    assert "ghn_init.config" in metadata
+    assert json.loads(metadata["ghn_init.defaults"]) == {"norms": ["bn"], "orth_start": 1}
     card = (embedded_path().parent / "ghn3-cifar10.md").read_text(encoding="utf-8")
-    assert open_checkpoint("embedded").sha256 in card
+    assert open_checkpoint("embedded").origin.sha256 in card
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -148,11 +150,22 @@ def test_layer_norms_are_left_and_all_layers_made_orthogonal() -> None:
     assert spread["auto"] > 1000 * spread["predict"]
 
 
-def test_the_advice_for_the_embedded_one_can_be_overruled() -> None:
+def test_its_defaults_can_be_overruled() -> None:
     net = torchvision.models.resnet18(num_classes=10)
     _, report = ghn_init.apply(net, ghn="embedded", orth_start=0.5, return_report=True)
     assert report.orth_start == 10
     assert "bn1.weight" in report.predicted
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_a_converted_copy_has_its_defaults(dtype: str | None, tmp_path: Path) -> None:
+    convert("embedded", tmp_path / "mine.safetensors", dtype=dtype)
+    ghn = ghn_init.load_ghn(tmp_path / "mine.safetensors")
+    assert ghn.defaults == Defaults(1, {"bn"})
+    net = timm.create_model("convnext_atto", num_classes=10)
+    _, report = ghn_init.apply(net, ghn=ghn, return_report=True)
+    assert report.orth_start == 1
+    assert "stem.1.weight" in report.left
 
 
 def test_export_on_a_machine_without_network(tmp_path: Path) -> None:

@@ -59,9 +59,9 @@ def test_download(hub: Hub) -> None:
     checkpoint = open_checkpoint("ghn3tm8")
     assert same(read_tensors(checkpoint), tiny_state())
     assert checkpoint.name == "ghn3tm8"
-    assert checkpoint.source == "hub:SamsungSAILMontreal/ghn3/ghn3tm8.pt"
-    assert checkpoint.revision == COMMIT
-    assert checkpoint.sha256 == hashlib.sha256(hub.files["ghn3tm8.pt"]).hexdigest()
+    assert checkpoint.origin.source == "hub:SamsungSAILMontreal/ghn3/ghn3tm8.pt"
+    assert checkpoint.origin.revision == COMMIT
+    assert checkpoint.origin.sha256 == hashlib.sha256(hub.files["ghn3tm8.pt"]).hexdigest()
     assert list_cached() == [checkpoint]
     assert open_checkpoint("ghn3tm8") == checkpoint
     assert len(hub.downloads) == 1
@@ -69,9 +69,9 @@ def test_download(hub: Hub) -> None:
 
 def test_revision_can_be_pinned(hub: Hub) -> None:
     pinned = open_checkpoint(f"ghn3tm8@{OLDER}")
-    assert pinned.revision == OLDER
+    assert pinned.origin.revision == OLDER
     assert same(read_tensors(pinned), tiny_state(seed=1))
-    assert open_checkpoint("ghn3tm8@main").revision == COMMIT
+    assert open_checkpoint("ghn3tm8@main").origin.revision == COMMIT
     hub.requests.clear()
     assert open_checkpoint(f"ghn3tm8@{OLDER}") == pinned
     assert not hub.requests  # a commit cannot change: no need to ask
@@ -81,7 +81,7 @@ def test_new_revision_is_taken(hub: Hub) -> None:
     open_checkpoint("ghn3tm8")
     hub.files["ghn3tm8.pt"], hub.commit = as_joblib(tiny_state(seed=2)), COMMIT[::-1]
     checkpoint = open_checkpoint("ghn3tm8")
-    assert checkpoint.revision == COMMIT[::-1]
+    assert checkpoint.origin.revision == COMMIT[::-1]
     assert same(read_tensors(checkpoint), tiny_state(seed=2))
 
 
@@ -93,7 +93,7 @@ def test_revisions_that_are_none(hub: Hub) -> None:
 
 def test_demanded_checksum(hub: Hub) -> None:
     digest = hashlib.sha256(hub.files["ghn3tm8.pt"]).hexdigest()
-    assert open_checkpoint("ghn3tm8", sha256=digest).sha256 == digest
+    assert open_checkpoint("ghn3tm8", sha256=digest).origin.sha256 == digest
     assert f"not {digest[::-1]}" in message(sha256=digest[::-1])
 
 
@@ -186,7 +186,7 @@ time.sleep = lambda seconds: None
 from ghn_init.loading.checkpoint import open_checkpoint
 from ghn_init.errors import GHNInitError
 try:
-    print(open_checkpoint(sys.argv[1]).revision)
+    print(open_checkpoint(sys.argv[1]).origin.revision)
 except GHNInitError as error:
     print(error)
 """

@@ -156,8 +156,9 @@ def _list(options: argparse.Namespace) -> None:
     cached = list_cached()
     if options.cached:
         for checkpoint in cached:
-            revision = f"@{checkpoint.revision}" if checkpoint.revision else ""
-            print(f"{checkpoint.name:<12} {checkpoint.sha256}  {checkpoint.source}{revision}")
+            origin = checkpoint.origin
+            revision = f"@{origin.revision}" if origin.revision else ""
+            print(f"{checkpoint.name:<12} {origin.sha256}  {origin.source}{revision}")
         return
     from ghn_init.api import METHODS
     from ghn_init.loading.embedded import EMBEDDED
@@ -178,13 +179,27 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("destination", metavar="DST", help="safetensors file to write")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
                         help="to store the weights in; default: as they are")  # fmt: skip
+    parser.add_argument("--orth-start", type=_layer, metavar="L",
+                        help="what `apply` takes by default; default: as before")  # fmt: skip
+    parser.add_argument("--norms", type=_norms, metavar="bn,ln|none",
+                        help="norms that `apply` takes by default; default: as before")  # fmt: skip
     parser.set_defaults(run=_convert)
+
+
+def _norms(text: str) -> list[str]:
+    return [] if text == "none" else text.split(",")
 
 
 def _convert(options: argparse.Namespace) -> None:
     from ghn_init.loading.checkpoint import convert
 
-    convert(options.source, options.destination, dtype=options.dtype)
+    convert(
+        options.source,
+        options.destination,
+        dtype=options.dtype,
+        orth_start=options.orth_start,
+        norms=options.norms,
+    )
     print(f"written to {options.destination}")
 
 

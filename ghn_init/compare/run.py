@@ -74,7 +74,7 @@ def compare(
     memory_format = runnable_format(lambda: build(0), data.train, how)
     _check_model(build(0), methods, data, how)
     settings = _settings(build(0), name, data, how)
-    settings |= {f"{a} checkpoint": h.sha256 or h.name for a, h in hypernetworks.items()}
+    settings |= {f"{a} checkpoint": h.origin.sha256 or h.name for a, h in hypernetworks.items()}
     store = Store(results, settings)
     plan = Plan(methods, points, seeds)
     runner = _Runner(build, hypernetworks, data, how, memory_format)
@@ -95,7 +95,7 @@ def compare(
         how,
         (train, choice, test),
         len(data.train.classes),
-        tuple(f"{h.name} (sha256 {h.sha256[:12]})" for h in hypernetworks.values()),
+        tuple(f"{h.name} (sha256 {h.origin.sha256[:12]})" for h in hypernetworks.values()),
         tuple(reach),
         rows,
     )

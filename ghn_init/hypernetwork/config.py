@@ -1,8 +1,13 @@
-"""The configuration of a graph hypernetwork."""
+"""What is known of a graph hypernetwork besides its weights: sizes, defaults and origin."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+
+from ghn_init.errors import GHNInitError
+from ghn_init.graph.graph import NORMS
 
 ARCHITECTURES = ("ghn3", "ghn2", "mlp")
 
@@ -42,3 +47,52 @@ class GHNConfig:
     def kernel(self) -> int:
         """`S`: height (and width) of a decoded kernel."""
         return self.max_shape[2]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a checkpoint is best used where the user does not say it. Stored in its file.
+
+    Arguments:
+        orth_start: L of the second paper, from which layer on weights are made orthogonal: a layer
+            counted from 1 (int), or a share of the depth from 0 to 1 (float). 0.685 is 37 of
+            ResNet-50's 54 layers, the best in its Table 2.
+        norms: the kinds of normalization layers whose predictions are taken: `"bn"` (batch norm),
+            `"ln"` (layer and group norm), both as published.
+
+    Raises:
+        GHNInitError: when it is made, if a value is none of these.
+    """
+
+    orth_start: int | float = 0.685
+    norms: AbstractSet[str] = NORMS
+
+    def __post_init__(self) -> None:
+        start, norms = self.orth_start, self.norms
+        whole = type(start) is int and start >= 0
+        share = type(start) is float and math.isfinite(start) and 0 <= start <= 1
+        if not whole and not share:
+            raise GHNInitError(
+                f"the default orth_start is {start!r:.80}: give a layer (an int, at least 0) or a "
+                "share of the depth (a float from 0 to 1)."
+            )
+        if not isinstance(norms, AbstractSet) or not norms <= NORMS:
+            raise GHNInitError(
+                f"the default norms are {norms!r:.80}: give a set of {' and '.join(sorted(NORMS))}."
+            )
+        object.__setattr__(self, "norms", frozenset(norms))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which file a hypernetwork comes from; nothing for one that was not loaded.
+
+    Arguments:
+        sha256: checksum of the original file, before any conversion.
+        source: `"hub:<repository>/<file>"`, `"embedded"`, or the absolute path of the file.
+        revision: commit of the Hub repository; None for a local file.
+    """
+
+    sha256: str = ""
+    source: str = ""
+    revision: str | None = None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ghn_init.graph.graph import PRIMITIVES, Graph
-from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.hypernetwork.config import Defaults, GHNConfig, Origin
 from ghn_init.hypernetwork.decoder import ConvDecoder, VectorDecoder
 from ghn_init.hypernetwork.encoding import (
     MAX_DEGREE,
@@ -45,23 +45,20 @@ class GHN(nn.Module):
     Arguments:
         config: architecture and sizes.
         name: what it was loaded as, for reports.
-        sha256: of the checkpoint file; empty for a hypernetwork that was not loaded from one.
-        source: where that file is from; empty likewise.
-        revision: commit of the Hub repository that it is from; None for a local file.
+        origin: the file it was loaded from; empty for a new one.
+        defaults: how it is best used.
     """
 
     def __init__(
         self,
         config: GHNConfig,
         name: str = "unnamed",
-        sha256: str = "",
-        source: str = "",
-        revision: str | None = None,
+        origin: Origin = Origin(),  # noqa: B008 (frozen)
+        defaults: Defaults = Defaults(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         d = config.hidden_size
-        self.config, self.name = config, name
-        self.sha256, self.source, self.revision = sha256, source, revision
+        self.config, self.name, self.origin, self.defaults = config, name, origin, defaults
         self.embed = nn.Embedding(len(PRIMITIVES), d)
         self.shape_enc = ShapeEncoder(config)
         if config.arch == "ghn3":

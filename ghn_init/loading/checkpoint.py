@@ -7,25 +7,24 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ghn_init.errors import GHNInitError
 from ghn_init.files import atomic_path
-from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.hypernetwork.config import Defaults, GHNConfig, Origin
 from ghn_init.loading import cache
 from ghn_init.loading.embedded import EMBEDDED, embedded_path
 from ghn_init.loading.hub import DEFAULTS, KNOWN, REPOSITORY, download
 from ghn_init.loading.layouts import (
-    CONFIG_KEY,
     Weights,
     check_state,
-    config_text,
+    own_metadata,
     read_contents,
     read_weights,
 )
@@ -61,23 +60,21 @@ class Checkpoint:
         name: what the user asked for.
         path: safetensors file in the canonical layout, to be memory-mapped.
         config: sizes of the hypernetwork.
-        sha256: checksum of the original file, before any conversion.
-        source: `"hub:SamsungSAILMontreal/ghn3/<file>"`, or the absolute path of the original file.
-        revision: commit of the Hub repository; None for a local file.
+        defaults: how it is best used.
+        origin: the original file, before any conversion.
     """
 
     name: str
     path: Path
     config: GHNConfig
-    sha256: str
-    source: str
-    revision: str | None
+    defaults: Defaults
+    origin: Origin
     _stamp: cache.Stamp = field(default=(0, 0, 0, 0), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
-class _Origin:
-    """Where a checkpoint comes from."""
+class _Found:
+    """The original file of a checkpoint."""
 
     name: str
     path: Path  # real path of the original file
@@ -173,6 +170,8 @@ def save_checkpoint(
     tensors: Mapping[str, torch.Tensor],
     config: GHNConfig,
     extra_metadata: Mapping[str, str] | None = None,
+    *,
+    defaults: Defaults = Defaults(),  # noqa: B008 (frozen)
 ) -> None:
     """Writes a hypernetwork to a safetensors file in the canonical layout, whole or not at all.
 
@@ -181,6 +180,8 @@ def save_checkpoint(
         tensors: the state dict, canonical names (`expected_shapes(config)` lists them).
         config: stored as JSON in the metadata.
         extra_metadata: further metadata, text.
+        defaults: how the hypernetwork is best used; stored as JSON in the metadata. Default: as
+            the published ones.
 
     Raises:
         GHNInitError: the tensors are not those of `config` or not finite, or `path` cannot be
@@ -190,7 +191,7 @@ def save_checkpoint(
     for name, tensor in tensors.items():
         if not safetensors_files.is_finite(tensor):
             raise GHNInitError(f"tensor {name!r} contains NaN or infinite numbers; not saved.")
-    metadata = {**(extra_metadata or {}), CONFIG_KEY: config_text(config)}
+    metadata = {**(extra_metadata or {}), **own_metadata(config, defaults)}
     safetensors_files.save(path, tensors, metadata)
 
 
@@ -199,6 +200,8 @@ def convert(
     destination: str | os.PathLike[str],
     *,
     dtype: str | None = None,
+    orth_start: int | float | None = None,
+    norms: Collection[str] | None = None,
 ) -> None:
     """Writes a checkpoint of any known layout as a safetensors file, whole or not at all.
 
@@ -210,14 +213,19 @@ def convert(
         destination: a file in an existing folder; it is replaced if it is there.
         dtype: what the weights are rounded to: `"float32"`, `"float16"` or `"bfloat16"`. None: as
             they are.
+        orth_start, norms: what `apply` does with the result by default, see `Defaults`. None: as
+            with the original.
 
     Raises:
-        GHNInitError: as `open_checkpoint`; or `destination` cannot be written, or a weight is too
-            large for `dtype`.
+        GHNInitError: as `open_checkpoint`; or a default is none, `destination` cannot be written,
+            or a weight is too large for `dtype`.
     """
     if dtype is not None and dtype not in _STORED_DTYPES:
         raise GHNInitError(f"unknown dtype {dtype!r}: choose one of {', '.join(_STORED_DTYPES)}.")
     rounded = None if dtype is None else _STORED_DTYPES[dtype]
+    chosen: dict[str, Any] = {} if orth_start is None else {"orth_start": orth_start}
+    chosen |= {} if norms is None else {"norms": frozenset(norms)}
+    Defaults(**chosen)  # refuses nonsense before anything is read
     origin = _locate(name_or_path)
     with _opened(origin) as file:
         marks = cache.stamp(file)
@@ -225,6 +233,7 @@ def convert(
         _check_digest(digest, None, origin)
         with decompressed(file) as plain, atomic_path(destination) as temporary:
             weights = read_weights(plain)
+            weights = replace(weights, defaults=replace(weights.defaults, **chosen))
             metadata = _metadata(weights, digest)
             if origin.revision is not None:
                 metadata |= {"ghn_init.source": origin.source, "ghn_init.revision": origin.revision}
@@ -237,7 +246,7 @@ def list_cached() -> list[Checkpoint]:
     """The checkpoints that have been opened before and can be opened again without a download."""
     found = []
     for note in cache.notes():
-        origin = _Origin(note.name, Path(note.path), note.source, note.revision)
+        origin = _Found(note.name, Path(note.path), note.source, note.revision)
         checkpoint = _ready(origin, note)
         if checkpoint is not None:
             found.append(checkpoint)
@@ -259,25 +268,25 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 # Finding the file.
 
 
-def _locate(name_or_path: str | os.PathLike[str]) -> _Origin:
+def _locate(name_or_path: str | os.PathLike[str]) -> _Found:
     if not isinstance(name_or_path, str | os.PathLike):
         kind = type(name_or_path).__name__
         raise GHNInitError(f"a checkpoint is given by name or path, not as {kind}.")
     asked = os.fsdecode(name_or_path)
     if name_or_path == EMBEDDED:
-        return _Origin(EMBEDDED, _regular(str(embedded_path())), EMBEDDED, None)
+        return _Found(EMBEDDED, _regular(str(embedded_path())), EMBEDDED, None)
     name, at, revision = asked.partition("@")
     if isinstance(name_or_path, str) and name in KNOWN:
         path, commit = download(name, revision if at else None)
         source = f"hub:{REPOSITORY}/{KNOWN[name]}"
-        return _Origin(asked, Path(os.path.realpath(path)), source, commit)
+        return _Found(asked, Path(os.path.realpath(path)), source, commit)
     is_path = not isinstance(name_or_path, str) or _looks_like_path(asked)
     if not is_path and not os.path.lexists(asked):
         raise GHNInitError(
             f"unknown checkpoint {asked[:200]!r}. Known are {EMBEDDED} and, each optionally with "
             f"@<commit>, {', '.join(KNOWN)}; or give the path of a file."
         )
-    return _Origin(asked, _regular(asked), os.path.abspath(asked), None)
+    return _Found(asked, _regular(asked), os.path.abspath(asked), None)
 
 
 def _looks_like_path(text: str) -> bool:
@@ -305,7 +314,7 @@ def _regular(path: str) -> Path:
 
 
 @contextlib.contextmanager
-def _opened(origin: _Origin) -> Iterator[BinaryIO]:
+def _opened(origin: _Found) -> Iterator[BinaryIO]:
     """Opens the original file; errors in the block get its name in front."""
     try:
         # Not blocking: should the file have become a pipe meanwhile, opening it must not hang.
@@ -333,7 +342,7 @@ def _hash(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _check_digest(digest: str, demanded: str | None, origin: _Origin) -> None:
+def _check_digest(digest: str, demanded: str | None, origin: _Found) -> None:
     if demanded is not None and digest != demanded.lower():
         raise GHNInitError(f"its sha256 is {digest}, not {demanded.lower()} as demanded")
     # The Hub's cache names large files by their sha256, but only their size is ever compared.
@@ -366,7 +375,7 @@ def _convert_to_cache(weights: Weights, file: BinaryIO, digest: str) -> None:
 
 def _metadata(weights: Weights, digest: str) -> dict[str, str]:
     return {
-        CONFIG_KEY: config_text(weights.config),
+        **own_metadata(weights.config, weights.defaults),
         "ghn_init.source_sha256": digest,
         "ghn_init.source_layout": weights.layout,
     }
@@ -376,28 +385,28 @@ def _total(tensors: Mapping[str, StoredTensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _ready(origin: _Origin, note: cache.Note) -> Checkpoint | None:
+def _ready(found: _Found, note: cache.Note) -> Checkpoint | None:
     """The checkpoint, if its canonical file is there and sound."""
-    path = origin.path if note.in_place else cache.find_converted(note.sha256)
-    found = None if path is None else _config_of(path)
-    if path is None or found is None:
+    path = found.path if note.in_place else cache.find_converted(note.sha256)
+    opened = None if path is None else _canonical(path)
+    if path is None or opened is None:
         return None
-    config, marks = found
+    weights, marks = opened
     if note.in_place and marks != note.stamp:
         return None
-    source, revision = origin.source, origin.revision
-    return Checkpoint(origin.name, path, config, note.sha256, source, revision, marks)
+    origin = Origin(note.sha256, found.source, found.revision)
+    return Checkpoint(found.name, path, weights.config, weights.defaults, origin, marks)
 
 
 def _is_canonical(path: Path) -> bool:
-    return _config_of(path) is not None
+    return _canonical(path) is not None
 
 
-def _config_of(path: Path) -> tuple[GHNConfig, cache.Stamp] | None:
-    """Configuration and marks of a canonical file; None if it is not a whole one."""
+def _canonical(path: Path) -> tuple[Weights, cache.Stamp] | None:
+    """What a canonical file holds, and its marks; None if it is not a whole one."""
     try:
         with open(path, "rb") as file:
             weights = read_weights(file)
-            return (weights.config, cache.stamp(file)) if weights.in_place else None
+            return (weights, cache.stamp(file)) if weights.in_place else None
     except (OSError, GHNInitError):
         return None

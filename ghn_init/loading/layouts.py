@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 import torch
 
 from ghn_init.errors import GHNInitError
-from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.hypernetwork.config import Defaults, GHNConfig
 from ghn_init.loading.readers.safetensors_files import read_header
 from ghn_init.loading.readers.stored import StoredTensor, file_size, read_exactly
 from ghn_init.loading.readers.torch_files import (
@@ -27,7 +27,9 @@ from ghn_init.loading.readers.torch_files import (
     read_torch_zip,
 )
 
-CONFIG_KEY = "ghn_init.config"  # metadata key of our own safetensors files: the config as JSON
+# Keys in the metadata of our own safetensors files. Both values are JSON.
+CONFIG_KEY = "ghn_init.config"
+DEFAULTS_KEY = "ghn_init.defaults"
 
 _PRIMITIVES, _DISTANCES, _DEGREES, _INPUT_DISTANCES = 15, 257, 101, 1001
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
@@ -111,6 +113,7 @@ class Weights:
     layout: str
     tensors: dict[str, StoredTensor]
     config: GHNConfig
+    defaults: Defaults
     in_place: bool  # whether the file itself is canonical and can be memory-mapped
 
 
@@ -119,7 +122,8 @@ def read_weights(file: BinaryIO) -> Weights:
 
     Raises:
         GHNInitError: as `read_contents`; or the file is no GHN, tensors are missing, surplus, of
-            the wrong shape or not floating point, or the configuration in it contradicts them.
+            the wrong shape or not floating point, the configuration in it contradicts them, or its
+        defaults are none.
     """
     contents = read_contents(file)
     tensors = _rename(contents.tensors)
@@ -131,7 +135,7 @@ def read_weights(file: BinaryIO) -> Weights:
     _check_released_config(contents.extras.get("config"), config)
     aligned = all(tensor.start % tensor.dtype.itemsize == 0 for tensor in tensors.values())
     in_place = contents.layout == "safetensors" and tensors == contents.tensors and aligned
-    return Weights(contents.layout, tensors, config, in_place)
+    return Weights(contents.layout, tensors, config, _read_defaults(contents.metadata), in_place)
 
 
 def _rename(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -329,9 +333,28 @@ def _some(names: list[str]) -> str:
     return f"{shown}, ..." if len(names) > 3 else shown
 
 
-def config_text(config: GHNConfig) -> str:
-    """The configuration as JSON, as it stands in the metadata of our own files."""
+def own_metadata(config: GHNConfig, defaults: Defaults) -> dict[str, str]:
+    """What the metadata of our own files say of a hypernetwork."""
+    kept = {"norms": sorted(defaults.norms), "orth_start": defaults.orth_start}
+    return {CONFIG_KEY: _config_text(config), DEFAULTS_KEY: json.dumps(kept)}
+
+
+def _config_text(config: GHNConfig) -> str:
     return json.dumps(asdict(config), sort_keys=True)
+
+
+def _read_defaults(metadata: Mapping[str, str]) -> Defaults:
+    """The defaults in the metadata of a file, the published ones where it says none."""
+    text = metadata.get(DEFAULTS_KEY, "{}")
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict) and "norms" in found:
+            found["norms"] = frozenset(found["norms"])
+        return Defaults(**found)
+    except GHNInitError as error:
+        raise GHNInitError(f"damaged: its metadata make no sense: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise GHNInitError(f"damaged: the defaults in its metadata are {text[:200]!r}") from error
 
 
 def _check_metadata(metadata: Mapping[str, str], config: GHNConfig) -> None:
@@ -341,11 +364,11 @@ def _check_metadata(metadata: Mapping[str, str], config: GHNConfig) -> None:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise GHNInitError("damaged: the configuration in its metadata is not JSON") from error
-    actual = json.loads(config_text(config))
+    actual = json.loads(_config_text(config))
     if not isinstance(found, dict) or not found.items() <= actual.items():
         raise GHNInitError(
             f"the configuration in its metadata ({text[:200]}) is not that of its tensors "
-            f"({config_text(config)})"
+            f"({_config_text(config)})"
         )
 
 

@@ -49,13 +49,7 @@ def load_ghn(
     checkpoint = open_checkpoint(name_or_path, sha256=sha256)
     tensors = {name: tensor.to(device, dtype) for name, tensor in read_tensors(checkpoint).items()}
     with torch.device("meta"):
-        ghn = GHN(
-            checkpoint.config,
-            checkpoint.name,
-            checkpoint.sha256,
-            checkpoint.source,
-            checkpoint.revision,
-        )
+        ghn = GHN(checkpoint.config, checkpoint.name, checkpoint.origin, checkpoint.defaults)
     ghn.load_state_dict(tensors, assign=True)
     return ghn.requires_grad_(False).eval()
 

@@ -77,7 +77,7 @@ def _copy(source: GHN, config: GHNConfig) -> GHN:
             f"{source.name} is a hypernetwork of another size ({source.config}) than the run's "
             f"({config})."
         )
-    ghn = GHN(config)
+    ghn = GHN(config, defaults=source.defaults)
     ghn.load_state_dict(source.state_dict())
     return ghn
 

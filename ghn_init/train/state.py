@@ -21,6 +21,7 @@ from torch import nn
 from ghn_init.errors import GHNInitError
 from ghn_init.files import atomic_path
 from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.loading.checkpoint import save_checkpoint
 from ghn_init.train.config import TrainConfig, differences, from_json
 
@@ -76,7 +77,7 @@ class RunFolder:
             temporary.write_text(self.config.to_json() + "\n", encoding="utf-8")
 
     def save(
-        self, state: State, ghn: nn.Module, optimizer: torch.optim.Optimizer, config: GHNConfig
+        self, state: State, ghn: GHN, optimizer: torch.optim.Optimizer, config: GHNConfig
     ) -> None:
         """Write state and hypernetwork, each whole or not at all."""
         weights = ghn.state_dict()
@@ -85,7 +86,7 @@ class RunFolder:
             torch.save(content, temporary)
         about = {"ghn_init.training": self.config.to_json(), "ghn_init.step": str(state.step)}
         weights = {name: t.detach().cpu() for name, t in weights.items()}
-        save_checkpoint(self.ghn_file, weights, config, about)
+        save_checkpoint(self.ghn_file, weights, config, about, defaults=ghn.defaults)
 
     def load(self, ghn: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> State:
         """The state of the run, loaded into hypernetwork and optimizer; a new one if there is none.

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from ghn_init import GHNInitError, load_ghn
 from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.images.data import load_images
+from ghn_init.loading.checkpoint import convert
 from ghn_init.train import loop
 from ghn_init.train.config import TrainConfig, from_json
 from ghn_init.train.distributed import World, start
@@ -277,9 +278,10 @@ def test_two_processes_make_the_same_first_step_as_one(config: MakeConfig, tmp_p
 
 
 def test_a_run_can_start_from_a_checkpoint(config: MakeConfig, tmp_path: Path) -> None:
-    path = str(train(config(steps=2), tmp_path / "first", ALONE, OFTEN))
+    path = str(tmp_path / "first/ghn.safetensors")
+    convert(train(config(steps=2), tmp_path / "first", ALONE, OFTEN), path, orth_start=2)
     further = config(steps=1, start_from=path, lr=1e-9)
-    train(further, tmp_path / "second", ALONE, OFTEN)
+    assert load_ghn(train(further, tmp_path / "second", ALONE, OFTEN)).defaults.orth_start == 2
     for name, tensor in weights(tmp_path / "second").items():
         torch.testing.assert_close(tensor, weights(tmp_path / "first")[name])
     with pytest.raises(GHNInitError, match="another size"):
