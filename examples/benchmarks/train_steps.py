@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from ghn_init.train import step as training_step
 from ghn_init.train.config import TrainConfig
-from ghn_init.train.init import initialise
+from ghn_init.train.init import initialize
 from ghn_init.train.networks import depthwise, layers
 from ghn_init.train.networks.generate import sample
 from ghn_init.train.sampling import MetaBatches, Widths
@@ -47,7 +47,7 @@ def main() -> None:
     )
     nets = [sample("train", i) for i in range(config.meta_batch * 64)]
     meta_batches = MetaBatches(nets, config.meta_batch, config.widths, 0, 10, 32)
-    ghn = initialise(config, 10).to(device)
+    ghn = initialize(config, 10).to(device)
     optimizer = torch.optim.AdamW(ghn.parameters(), config.lr, fused=True)
     images = torch.randn(config.batch_size, 32, 32, 3, device=device).permute(0, 3, 1, 2)
     batch = images, torch.randint(10, (config.batch_size,), device=device)

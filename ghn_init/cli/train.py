@@ -201,7 +201,7 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--batch-size", type=int, default=64, metavar="B")
     parser.add_argument("--precision", default="fp32", help="fp32 or bf16 (%(default)s)")
     parser.add_argument("--control", type=int, default=16, metavar="BATCHES",
-                        help="images of the randomly initialised control; 0: none")  # fmt: skip
+                        help="images of the randomly initialized control; 0: none")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--out", type=Path, help="folder for accuracies by network; resumes")
     parser.set_defaults(run=_eval)

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ghn_init.errors import GHNInitError
+from ghn_init.images.constants import LARGE_IMAGES
 from ghn_init.images.items import Items, find_items, require_torchvision
 from ghn_init.seeds import torch_generator
-from ghn_init.train.networks.network import LARGE_IMAGES
 
 if TYPE_CHECKING:
     from PIL.Image import Image

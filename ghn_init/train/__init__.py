@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from ghn_init.train.loop import Schedule, train
     from ghn_init.train.networks.generate import SPLITS, make_nets
     from ghn_init.train.networks.genotypes import Architecture, Cell
-    from ghn_init.train.networks.nets import load_nets, load_official_graph
+    from ghn_init.train.networks.nets import load_nets
     from ghn_init.train.networks.network import Network
-    from ghn_init.train.networks.recorded import recorded_graph
     from ghn_init.train.sampling import Widths
 
 __all__ = [
@@ -39,9 +38,7 @@ __all__ = [
     "evaluate",
     "load_images",
     "load_nets",
-    "load_official_graph",
     "make_nets",
-    "recorded_graph",
     "start",
     "train",
 ]
@@ -60,9 +57,7 @@ _HOME = {
     "evaluate": "ghn_init.train.evaluation",
     "load_images": "ghn_init.images.data",
     "load_nets": "ghn_init.train.networks.nets",
-    "load_official_graph": "ghn_init.train.networks.nets",
     "make_nets": "ghn_init.train.networks.generate",
-    "recorded_graph": "ghn_init.train.networks.recorded",
     "start": "ghn_init.train.distributed",
     "train": "ghn_init.train.loop",
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.config import ARCHITECTURES, GHNConfig
-from ghn_init.train.networks.network import LARGE_IMAGES
+from ghn_init.images.constants import LARGE_IMAGES
 from ghn_init.train.sampling import Widths
 
 PRECISIONS = ("fp32", "bf16")
@@ -48,7 +48,7 @@ class TrainConfig:
             (Yang et al., Tensor Programs V, Table 3), see `parameter_groups`.
         clip: largest norm of the gradient.
         network_clip: largest norm of the gradient by one network's parameters; 0: any. A network
-            without normalisation may otherwise outweigh all others in a step.
+            without normalization may otherwise outweigh all others in a step.
         gamma: weight of the norms of predicted tensors in the loss (Eq. 10).
         label_smoothing: of the cross-entropy.
         dropout: between the linear layers of the target networks' classifiers.

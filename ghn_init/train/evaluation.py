@@ -31,7 +31,7 @@ class Accuracies:
     Arguments:
         split: name of the architectures.
         predicted: with the parameters that the hypernetwork predicts.
-        random: the same networks, randomly initialised; empty where that was not asked for.
+        random: the same networks, randomly initialized; empty where that was not asked for.
     """
 
     split: str
@@ -49,11 +49,11 @@ class Evaluation:
     """How networks are evaluated.
 
     Arguments:
-        batch_size: images that a batch normalisation takes its statistics from.
+        batch_size: images that a batch normalization takes its statistics from.
         precision: `"fp32"`, or `"bf16"` for autocast.
-        control: also evaluate the networks randomly initialised, on that many of the batches;
+        control: also evaluate the networks randomly initialized, on that many of the batches;
             0: do not.
-        seed: of the random initialisations.
+        seed: of the random initializations.
         quiet: no progress bar.
     """
 
@@ -74,7 +74,7 @@ def evaluate(
 ) -> Accuracies:
     """Predict the parameters of each network and measure its accuracy, without training it.
 
-    Batch normalisation uses the statistics of the batch, as in training: no running ones exist.
+    Batch normalization uses the statistics of the batch, as in training: no running ones exist.
 
     Arguments:
         ghn: the hypernetwork; networks are evaluated on its device.

@@ -20,10 +20,10 @@ _EMBEDDING_FACTOR = 0.1
 
 _FIRST_SCALE = 0.1
 """Of the first predictions, before they are scaled to their fan-in: at 1, networks without
-normalisation blow up."""
+normalization blow up."""
 
 
-def initialise(config: TrainConfig, num_classes: int) -> GHN:
+def initialize(config: TrainConfig, num_classes: int) -> GHN:
     """A hypernetwork to be trained, a function of the run's configuration.
 
     Arguments:

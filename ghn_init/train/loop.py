@@ -15,7 +15,7 @@ from ghn_init.errors import GHNInitError
 from ghn_init.images.data import Images, load_images
 from ghn_init.train.config import TrainConfig
 from ghn_init.train.distributed import World
-from ghn_init.train.init import initialise, parameter_groups
+from ghn_init.train.init import initialize, parameter_groups
 from ghn_init.train.logging import Logger
 from ghn_init.train.networks.nets import load_nets
 from ghn_init.train.networks.network import Network
@@ -65,7 +65,7 @@ def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | Non
     if world.is_main:
         folder.open()
     images = load_images(config.data, "train", config.image_size, config.holdout, world.device)
-    ghn = initialise(config, len(images.classes)).to(world.device)
+    ghn = initialize(config, len(images.classes)).to(world.device)
     optimizer = torch.optim.AdamW(
         parameter_groups(ghn, config), config.lr, weight_decay=config.weight_decay, fused=True
     )

@@ -57,8 +57,8 @@ class MetaBatches(Dataset[list[tuple[int, Network]]]):
         rank, world_size: number of this process, and of all.
         curriculum: steps in which the largest architecture that is drawn grows from those of the
             smallest tenth to all; small networks are cheap, and are learned fast. Networks without
-            normalisation, which are small and hard to learn, come last.
-        rare_share: chance of each network to be one of a rare kind: without normalisation, or
+            normalization, which are small and hard to learn, come last.
+        rare_share: chance of each network to be one of a rare kind: without normalization, or
             without global pooling, which are one in thirty and one in fifty.
     """
 

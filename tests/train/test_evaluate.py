@@ -16,7 +16,7 @@ from ghn_init.images.data import load_images
 from ghn_init.seeds import torch_generator
 from ghn_init.train.config import TrainConfig
 from ghn_init.train.evaluation import Evaluation, accuracy, evaluate
-from ghn_init.train.init import initialise
+from ghn_init.train.init import initialize
 from ghn_init.train.networks.generate import sample
 from ghn_init.train.networks.network import Network
 
@@ -27,7 +27,7 @@ TINY = TrainConfig("", "", steps=1, hidden_size=16, layers=1)
 
 def test_networks_are_evaluated_with_predicted_and_random_parameters(image_folder: Path) -> None:
     images = load_images(f"imagefolder:{image_folder}", "test")
-    ghn = initialise(TINY, 2)
+    ghn = initialize(TINY, 2)
     found = evaluate(ghn, NETS, images, "test", QUIET)
     assert len(found.predicted) == len(found.random) == 3
     assert all(0 <= value <= 100 for value in found.predicted + found.random)
@@ -39,7 +39,7 @@ def test_networks_are_evaluated_with_predicted_and_random_parameters(image_folde
 
 def test_an_evaluation_goes_on_where_it_stopped(image_folder: Path, tmp_path: Path) -> None:
     images = load_images(f"imagefolder:{image_folder}", "test")
-    ghn, file = initialise(TINY, 2), tmp_path / "test.json"
+    ghn, file = initialize(TINY, 2), tmp_path / "test.json"
     whole = evaluate(ghn, NETS, images, "test", QUIET)
     evaluate(ghn, NETS[:2], images, "test", QUIET, file)
     content = json.loads(file.read_text())
@@ -48,7 +48,7 @@ def test_an_evaluation_goes_on_where_it_stopped(image_folder: Path, tmp_path: Pa
     resumed = evaluate(ghn, NETS, images, "test", QUIET, file)
     assert resumed.predicted == (12.5, *whole.predicted[1:])
     with pytest.raises(GHNInitError, match="another evaluation"):
-        evaluate(initialise(replace(TINY, seed=1), 2), NETS, images, "test", QUIET, file)
+        evaluate(initialize(replace(TINY, seed=1), 2), NETS, images, "test", QUIET, file)
     others = load_images(f"imagefolder:{image_folder}", "train")
     others = others.subset(torch.arange(len(images.labels)))
     with pytest.raises(GHNInitError, match="another evaluation"):
@@ -57,7 +57,7 @@ def test_an_evaluation_goes_on_where_it_stopped(image_folder: Path, tmp_path: Pa
 
 def test_other_classes_are_refused(image_folder: Path) -> None:
     images = load_images(f"imagefolder:{image_folder}", "test")
-    ghn = initialise(TINY, 10)
+    ghn = initialize(TINY, 10)
     with pytest.raises(GHNInitError, match="predicts 10 classes"):
         evaluate(ghn, NETS, images, "test", QUIET)
 

@@ -24,7 +24,7 @@ from ghn_init.loading.checkpoint import convert
 from ghn_init.train import loop
 from ghn_init.train.config import TrainConfig, from_json
 from ghn_init.train.distributed import World, start
-from ghn_init.train.init import initialise, parameter_groups
+from ghn_init.train.init import initialize, parameter_groups
 from ghn_init.train.loop import Schedule, learning_rate, train
 from ghn_init.train.networks.nets import load_nets
 from ghn_init.train.sampling import MetaBatches
@@ -64,7 +64,7 @@ def test_the_gradient_is_that_of_equation_10(config: MakeConfig, own_images: boo
     batch = next(images.train_batches(run.images_per_step, 0, 0, 1))
     seen = [[x[8 * k * own_images :][:8] for x in batch] for k in range(3)]
     networks = meta_batch(run)[0]
-    ghn = initialise(run, 2)
+    ghn = initialize(run, 2)
     totals = gradients(ghn, networks, batch, run, 0, Timer(ALONE.device))
     found = {name: p.grad.clone() for name, p in ghn.named_parameters() if p.grad is not None}
 
@@ -193,7 +193,7 @@ def test_a_skipped_step_changes_nothing(
     monkeypatch.setattr(loop, "gradients", spoil)
     run = config(steps=2)
     train(run, tmp_path, ALONE, OFTEN)
-    start_weights = initialise(run, 2).state_dict()
+    start_weights = initialize(run, 2).state_dict()
     assert all(torch.equal(t, start_weights[name]) for name, t in weights(tmp_path).items())
 
 
@@ -312,7 +312,7 @@ def test_a_run_with_a_cooldown_can_be_made_longer(config: MakeConfig, tmp_path: 
 
 def test_mup_gives_every_layer_a_rate_by_its_fan_in(config: MakeConfig) -> None:
     run = config(parametrization="mup", hidden_size=32)
-    ghn = initialise(run, 2)
+    ghn = initialize(run, 2)
     groups = parameter_groups(ghn, run)
     factor = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
     assert len(factor) == len(list(ghn.parameters()))
@@ -325,7 +325,7 @@ def test_mup_gives_every_layer_a_rate_by_its_fan_in(config: MakeConfig) -> None:
 def test_one_network_cannot_outweigh_the_others(config: MakeConfig) -> None:
     run = config(dropout=0.0, meta_batch=2, network_clip=1e-3)
     batch = next(load_images(run.data).train_batches(8, 0, 0, 1))
-    ghn = initialise(run, 2)
+    ghn = initialize(run, 2)
     norms = []
     for limit in (0.0, 1e-3):
         clipped = replace(run, network_clip=limit)

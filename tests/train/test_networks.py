@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from published_generator import load_official_graph, recorded_graph
 
 from ghn_init import GHNInitError
 from ghn_init.graph.builder import trace_graph
@@ -20,9 +21,8 @@ from ghn_init.graph.recorder import Inputs
 from ghn_init.train.networks.depthwise import _DepthwiseConv, depthwise_conv
 from ghn_init.train.networks.generate import sample
 from ghn_init.train.networks.genotypes import Architecture, Cell, from_json, to_json
-from ghn_init.train.networks.nets import load_nets, load_official_graph
+from ghn_init.train.networks.nets import load_nets
 from ghn_init.train.networks.network import Network
-from ghn_init.train.networks.recorded import recorded_graph
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "deepnets"
 official = pytest.mark.skipif(not OFFICIAL.exists(), reason="the official files are not here")

@@ -44,7 +44,7 @@ class Split:
         min_states: fewest states of a cell.
         deep: numbers of cells beyond which a network counts as deep; one is drawn.
         max_params: parameters, on CIFAR-10 and on ImageNet.
-        norm: False for networks without batch normalisation.
+        norm: False for networks without batch normalization.
         widen: factors on the channels, for small and for large images.
         like: name of the split whose architectures these are (the seed of the draw).
     """
@@ -193,7 +193,7 @@ def _draw_edges(
 ) -> tuple[tuple[str, int], ...]:
     """Two different predecessors for each state, and a primitive for each of these edges.
 
-    The distribution is that of DARTS's discretisation of random continuous architectures.
+    The distribution is that of DARTS's discretization of random continuous architectures.
     """
     edges: list[tuple[str, int]] = []
     for state in range(2, 2 + states):

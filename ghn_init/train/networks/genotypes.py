@@ -85,7 +85,7 @@ class Architecture:
         stem_pool: max pooling behind the stem (type 0).
         stem_kernel: kernel size of the first convolution.
         stem_stride: stride of a type 0 stem for large images.
-        norm: batch normalisation, or none.
+        norm: batch normalization, or none.
         preproc: 1x1 convolutions that bring a cell's inputs to its number of channels.
         glob_avg: global average pooling before the classifier, or all positions flattened.
         fc_layers: linear layers of the classifier.

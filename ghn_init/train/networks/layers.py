@@ -94,7 +94,7 @@ class Linear(Layer):
 
 @dataclass(frozen=True, slots=True)
 class BatchNorm(Layer):
-    """Batch normalisation with the statistics of the batch, in training and in evaluation."""
+    """Batch normalization with the statistics of the batch, in training and in evaluation."""
 
     name: str
     channels: int
@@ -112,7 +112,7 @@ class BatchNorm(Layer):
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm(Layer):
-    """Layer normalisation over the last axis."""
+    """Layer normalization over the last axis."""
 
     name: str
     channels: int
@@ -266,5 +266,5 @@ def to_image(x: Tensor) -> Tensor:
 
 
 def shifted(x: Tensor) -> Tensor:
-    """Without the first row and column: the second half of a factorised reduction."""
+    """Without the first row and column: the second half of a factorized reduction."""
     return x[:, :, 1:, 1:]

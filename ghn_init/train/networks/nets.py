@@ -1,4 +1,4 @@
-"""Files of architectures: our JSON lines, and the official DeepNets-1M files."""
+"""Files of architectures: our JSON lines, and the official DeepNets-1M meta files."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ghn_init.errors import GHNInitError
-from ghn_init.graph.graph import PRIMITIVES, Graph, Node
 from ghn_init.train.networks.genotypes import Architecture, from_json
 
 _FORMAT = "ghn_init.nets"
-_EVALUATION = "eval"
-"""The official files keep all evaluation splits in one pair of files."""
 
 
 def nets_path(folder: Path, split: str) -> Path:
@@ -57,12 +52,12 @@ def load_nets(folder: Path, split: str, count: int | None = None) -> list[Archit
     Raises:
         GHNInitError: there is no such file, it is damaged, or has fewer architectures.
     """
-    official = folder / f"deepnets1m_{_official_name(split)}_meta.json"
+    official = folder / f"deepnets1m_{'train' if split == 'train' else 'eval'}_meta.json"
     try:
         if nets_path(folder, split).exists():
             nets = list(_read_lines(nets_path(folder, split), split, count))
         elif official.exists():
-            nets = [from_json(entry) for entry in _read_meta(official, split)["nets"][:count]]
+            nets = _read_official(official, split, count)
         else:
             raise GHNInitError(
                 f"there are no {split} architectures in {folder}. Make some with `ghn-init train "
@@ -73,43 +68,6 @@ def load_nets(folder: Path, split: str, count: int | None = None) -> list[Archit
     if not nets or (count is not None and len(nets) < count):
         raise GHNInitError(f"there are only {len(nets)} {split} architectures in {folder}.")
     return nets
-
-
-def load_official_graph(folder: Path, split: str, index: int) -> Graph:
-    """A graph of an official HDF5 file as it is, without shapes.
-
-    Training does not need these files: a graph follows from its genotype. The published generator
-    has left out most `msa` and `cse` nodes (`_recorded` has the rule). It has also written the
-    nodes cell by cell, and the adjacency in its own order, where cells overlap: the edges of a
-    file therefore join other nodes than those of the network. `recorded_graph` has the right ones.
-
-    Arguments:
-        folder: with `deepnets1m_<train or eval>.hdf5` and the meta file.
-        split: name of the split.
-        index: number of the architecture.
-
-    Raises:
-        GHNInitError: h5py is missing, or there is no such graph.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise GHNInitError(
-            "reading HDF5 files needs h5py: pip install 'ghn-init[train]'."
-        ) from error
-    name = _official_name(split)
-    meta = _read_meta(folder / f"deepnets1m_{name}_meta.json", split)["meta"]
-    try:
-        with h5py.File(folder / f"deepnets1m_{name}.hdf5") as file:
-            group = file[split][str(index)]
-            adjacency, rows = torch.from_numpy(group["adj"][()]), group["nodes"][()]
-    except (OSError, KeyError) as error:
-        raise GHNInitError(f"there is no graph {index} of {split} in {folder}.") from error
-    nodes = tuple(
-        Node(_official_op(meta["primitives_ext"][str(op)]), meta["unique_op_names"][str(param)])
-        for op, _, param in rows.tolist()
-    )
-    return Graph(nodes, [(i, j) for i, j in (adjacency == 1).nonzero().tolist()])
 
 
 def _read_lines(path: Path, split: str, count: int | None) -> Iterator[Architecture]:
@@ -124,22 +82,9 @@ def _read_lines(path: Path, split: str, count: int | None) -> Iterator[Architect
                 raise GHNInitError(f"{path}, line {number + 2}: {error}") from error
 
 
-def _read_meta(path: Path, split: str) -> dict[str, Any]:
+def _read_official(path: Path, split: str, count: int | None) -> list[Architecture]:
     try:
-        entry: dict[str, Any] = json.loads(path.read_bytes())[split]
-    except (OSError, ValueError, KeyError) as error:
+        entries = json.loads(path.read_bytes())[split]["nets"]
+    except (ValueError, KeyError, TypeError) as error:
         raise GHNInitError(f"{path} is no DeepNets-1M meta file with {split} in it.") from error
-    return entry
-
-
-def _official_name(split: str) -> str:
-    return "train" if split == "train" else _EVALUATION
-
-
-def _official_op(name: str) -> str:
-    """The primitive: official names of convolutions and pools may have a kernel size behind."""
-    name = "bias" if name == "fc-b" else name
-    for op in (name, name.rpartition("_")[0]):
-        if op in PRIMITIVES:
-            return op
-    raise GHNInitError(f"unknown primitive {name!r} in the official files.")
+    return [from_json(entry) for entry in entries[:count]]

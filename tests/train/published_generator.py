@@ -1,8 +1,11 @@
-"""The graph that the published generator records for an architecture: ours, less some nodes.
+"""What the published generator makes of an architecture: the oracle of our target networks.
 
-The published builder lists PyTorch's backward operators breadth first from the input, and tells
-the product that ends a gate (`cse`) and the copy that ends an attention (`msa`) from any other
-product or copy by what stands a fixed number of places before it in that list:
+`load_official_graph` reads the graphs of the official files. `recorded_graph` derives them from
+ours, less the nodes that the published generator loses.
+
+The published builder lists PyTorch's backward operators breadth first from the input. It tells the
+product that ends a gate (`cse`) and the copy that ends an attention (`msa`) from any other product
+or copy by what stands a fixed number of places before it in that list:
 
 1. a product stays where the operator two places before it is a hardswish;
 2. of what is left, a copy stays where the operator eleven places before it is a softmax.
@@ -20,14 +23,17 @@ The graphs that hypernetworks are trained on here have all of them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import h5py
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghn_init.graph.graph import Graph, Node
+from ghn_init.graph.graph import PRIMITIVES, Graph, Node
 from ghn_init.train.networks.layers import (
     Apply,
     Attention,
@@ -211,3 +217,32 @@ class _Operators:
             self.found.append(_Operator(kind, inputs, node))
             inputs = (len(self.found) - 1,)
         return inputs[0]
+
+
+def load_official_graph(folder: Path, split: str, index: int) -> Graph:
+    """A graph of an official HDF5 file as it is, without shapes.
+
+    The published generator wrote the nodes cell by cell, and the adjacency in its own order. Where
+    cells overlap, the edges of a file therefore join other nodes than those of the network.
+
+    Arguments:
+        folder: with `deepnets1m_<train or eval>.hdf5` and the meta file.
+        split: name of the split.
+        index: number of the architecture.
+    """
+    name = "train" if split == "train" else "eval"
+    meta = json.loads((folder / f"deepnets1m_{name}_meta.json").read_bytes())[split]["meta"]
+    with h5py.File(folder / f"deepnets1m_{name}.hdf5") as file:
+        group = file[split][str(index)]
+        adjacency, rows = torch.from_numpy(group["adj"][()]), group["nodes"][()]
+    nodes = tuple(
+        Node(_official_op(meta["primitives_ext"][str(op)]), meta["unique_op_names"][str(param)])
+        for op, _, param in rows.tolist()
+    )
+    return Graph(nodes, [(i, j) for i, j in (adjacency == 1).nonzero().tolist()])
+
+
+def _official_op(name: str) -> str:
+    """The primitive: official names of convolutions and pools may have a kernel size behind."""
+    name = "bias" if name == "fc-b" else name
+    return next(op for op in (name, name.rpartition("_")[0]) if op in PRIMITIVES)
