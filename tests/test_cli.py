@@ -246,29 +246,3 @@ def run(code: str, **environment: str) -> str:
         env={**os.environ, **environment},
     )  # fmt: skip
     return result.stdout
-
-
-def test_importing_is_free() -> None:
-    heavy = run(
-        "import sys, ghn_init, ghn_init.cli.main\n"
-        "print([m for m in ('torch', 'timm', 'torchvision', 'numpy') if m in sys.modules])"
-    )
-    assert heavy.strip() == "[]"
-
-
-def test_help_does_not_import_torch() -> None:
-    code = (
-        "import sys\nfrom ghn_init.cli.main import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
-    )
-    printed = run(code)
-    assert "export" in printed
-    assert printed.strip().endswith("False")
-
-
-def test_public_names() -> None:
-    assert set(ghn_init.__all__) <= set(dir(ghn_init))
-    for name in ghn_init.__all__:
-        assert getattr(ghn_init, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        ghn_init.nonsense  # noqa: B018

@@ -1,0 +1,5 @@
+"""A model's computational graph, as a hypernetwork reads it."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

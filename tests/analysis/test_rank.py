@@ -158,12 +158,3 @@ def test_no_table(text: str | None, tmp_path: Path) -> None:
         path.write_text(text)
     with pytest.raises(GHNInitError, match="cannot read a table of models"):
         read_columns(path)
-
-
-def test_namespace() -> None:
-    import ghn_init.analysis
-
-    for name in ghn_init.analysis.__all__:
-        assert getattr(ghn_init.analysis, name).__doc__
-    with pytest.raises(AttributeError):
-        _ = ghn_init.analysis.magic

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import ghn_init.compare
 from ghn_init.analysis import extra as extra
 from ghn_init.cli.main import main
 
@@ -103,21 +100,3 @@ def test_errors_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
-
-
-def test_help_is_light() -> None:
-    code = (
-        "import sys, argparse; from ghn_init.cli.compare import add_parser; "
-        "add_parser(argparse.ArgumentParser().add_subparsers()); import ghn_init.compare; "
-        "print({'torch', 'matplotlib', 'PIL', 'numpy'} & set(sys.modules))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout == "set()\n"
-
-
-def test_public_names() -> None:
-    for name in ghn_init.compare.__all__:
-        assert getattr(ghn_init.compare, name) is not None
-    assert set(ghn_init.compare.__all__) <= set(dir(ghn_init.compare))
-    with pytest.raises(AttributeError):
-        _ = ghn_init.compare.nothing  # type: ignore[attr-defined]

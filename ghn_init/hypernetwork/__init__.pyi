@@ -1,0 +1,6 @@
+from .config import GHNConfig as GHNConfig
+from .encoding import shape4 as shape4
+from .ghn import GHN as GHN
+from .graphormer import Graphormer as Graphormer
+from .graphormer import GraphormerLayer as GraphormerLayer
+from .prediction import predict_graphs as predict_graphs
