@@ -523,7 +523,9 @@ def test_broken_cache_is_repaired(tmp_path: Path, cache: Path) -> None:
     assert same(read_tensors(open_checkpoint(path)), tiny_state())
     checkpoint.path.unlink()
     assert same(read_tensors(open_checkpoint(path)), tiny_state())
-    for note in cache.rglob("*.json"):
+    notes = list(cache.rglob("*.json"))
+    assert notes
+    for note in notes:
         for text in ("", "{}", "[" * 100_000, '{"stamp": 1}', "\0"):
             note.write_text(text)
             assert same(read_tensors(open_checkpoint(path)), tiny_state())

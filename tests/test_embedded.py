@@ -20,6 +20,7 @@ import torch
 import torchvision
 from checkpoint_files import GHN3, as_joblib, as_safetensors, tiny_state
 from hub_server import Hub, serve
+from huggingface_hub import constants
 from safetensors import safe_open
 
 import ghn_init
@@ -29,9 +30,6 @@ from ghn_init.hypernetwork.config import Defaults
 from ghn_init.loading.checkpoint import convert, open_checkpoint, save_checkpoint
 from ghn_init.loading.embedded import embedded_path
 from ghn_init.loading.hub import REPOSITORY
-
-pytest.importorskip("huggingface_hub")
-from huggingface_hub import constants
 
 pytestmark = pytest.mark.usefixtures("cache")
 ROOT = Path(__file__).resolve().parents[1]
@@ -209,6 +207,7 @@ def test_it_is_installed_with_the_package(tmp_path: Path) -> None:
         for path in (ROOT / "ghn_init").rglob("*.py")
         if "__pycache__" not in path.parts
     }
+    assert modules
     assert modules <= names
     assert {f"ghn_init/checkpoints/ghn3-cifar10.{kind}" for kind in ("safetensors", "md")} <= names
     find = "from ghn_init.loading.embedded import embedded_path; print(embedded_path())"

@@ -13,13 +13,11 @@ from pathlib import Path
 import pytest
 from checkpoint_files import as_joblib, same, tiny_state
 from hub_server import COMMIT, HTML, OLDER, Hub, serve
+from huggingface_hub import constants
 
 from ghn_init.errors import GHNInitError
 from ghn_init.loading.checkpoint import list_cached, open_checkpoint, read_tensors
 from ghn_init.loading.hub import KNOWN, REPOSITORY
-
-huggingface_hub = pytest.importorskip("huggingface_hub")
-from huggingface_hub import constants  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("cache")
 ROOT = Path(__file__).resolve().parents[1]

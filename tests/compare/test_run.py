@@ -330,7 +330,6 @@ def test_memory_formats(build: Build, data: Split, run: Run) -> None:
 
 
 def test_large_images_stay_on_the_disk(run: Run, image_folder: Path) -> None:
-    pytest.importorskip("torchvision")
     large = load_split(str(image_folder), 96, labels=16, test_images=4)
     results = [run("rand", data=large, how={"steps": 2}, seeds=1) for _ in range(2)]
     assert curves(results[0]) == curves(results[1])

@@ -95,7 +95,6 @@ def test_test_batches_mix_the_classes(images: SmallImages) -> None:
 
 
 def test_large_images_are_loaded_by_step(image_folder: Path) -> None:
-    pytest.importorskip("torchvision")
     images = load_images(f"imagefolder:{image_folder}", image_size=96, workers=0)
     batches = [list(images.train_batches(8, 0, start, 3)) for start in (0, 2)]
     with pytest.raises(GHNInitError, match="--augment none is for images below"):
