@@ -40,11 +40,11 @@ from ghn_init.compare import (
     Point,
     Split,
     compare,
-    parse_methods,
     split_images,
 )
 from ghn_init.files import atomic_path
 from ghn_init.images.data import SmallImages
+from ghn_init.methods import parse_methods
 from ghn_init.models import create_model
 
 CLASSES = (

@@ -4,11 +4,12 @@ from . import graph as graph
 from . import hypernetwork as hypernetwork
 from . import images as images
 from . import loading as loading
+from . import methods as methods
 from . import timm_hook as timm_hook
 from . import train as train
 from . import weights as weights
-from .api import METHODS as METHODS
 from .api import apply as apply
+from .api import export as export
 from .api import predict as predict
 from .errors import GHNInitError as GHNInitError
 from .graph.graph import PRIMITIVES as PRIMITIVES
@@ -18,6 +19,7 @@ from .graph.tracing import trace as trace
 from .hypernetwork.config import GHNConfig as GHNConfig
 from .hypernetwork.ghn import GHN as GHN
 from .loading.load import load_ghn as load_ghn
+from .methods.registry import METHODS as METHODS
 from .models import create_model as create_model
 from .report import Report as Report
 

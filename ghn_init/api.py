@@ -1,16 +1,18 @@
-"""The main job: model -> trace -> graph -> GHN -> post-process -> assign -> report."""
+"""The main job: model -> trace -> graph -> method -> post-process -> assign -> report."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
+from ghn_init import __version__
 from ghn_init.errors import GHNInitError
+from ghn_init.files import atomic_path
 from ghn_init.graph.graph import NORMS, Graph
 from ghn_init.graph.isolation import plain_modes
 from ghn_init.graph.tracing import check_traceable, trace
@@ -18,53 +20,41 @@ from ghn_init.hypernetwork.encoding import class_tokens
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.loading.load import load_default, load_ghn
-from ghn_init.methods.advice import advice
+from ghn_init.loading.readers.safetensors_files import save
+from ghn_init.methods.method import Job, Method
+from ghn_init.methods.registry import METHODS
+from ghn_init.methods.variants import Variant, parse_method
 from ghn_init.report import Report
 from ghn_init.weights.assignment import assign, check_writable
 from ghn_init.weights.postprocess import (
+    PostProcessed,
     PostProcessing,
-    classifier_weights,
     post_process,
     weight_layers,
 )
+from ghn_init.weights.tiling import repeated_all
 
-METHODS = ("ghn3-orth", "ghn3", "ghn2-orth", "ghn2", "orth", "rand")
 HEADS = ("auto", "predict", "keep")
-NORM_LAYERS = ("auto", "predict", "keep")
+"""What can be done with the classification layer."""
 
-_NOISE = 1e-5
-_NOISE_ORTH = 3e-5
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """The arguments of `apply`, checked."""
-
-    method: str
-    arch: str | None  # the hypernetwork's architecture; None for the baselines
-    head: str
-    norms: str
-    seed: int
-    noise: float
-    orth_start: int | float | None  # None: as is best for the checkpoint
-
-    def steps(self, ghn: GHN | None) -> PostProcessing:
-        """The post-processing."""
-        start = advice(ghn).orth_start if self.orth_start is None else self.orth_start
-        return PostProcessing(self.noise, self.method.endswith("orth"), start)
+Checkpoint = str | os.PathLike[str] | GHN
+"""A hypernetwork, its name or its path."""
 
 
 @overload
 def apply(
     model: nn.Module,
-    method: str = ...,
+    method: str | Variant = ...,
     *,
-    ghn: str | os.PathLike[str] | GHN | None = ...,
+    ghn: Checkpoint | None = ...,
     device: str | torch.device | None = ...,
     head: str = ...,
-    norms: str = ...,
+    norms: str | None = ...,
     noise: float | None = ...,
     orth_start: float | None = ...,
+    images: Tensor | None = ...,
+    labels: Tensor | None = ...,
+    source: Any = ...,
     seed: int = ...,
     example_inputs: Any = ...,
     include_frozen: bool = ...,
@@ -75,14 +65,17 @@ def apply(
 @overload
 def apply(
     model: nn.Module,
-    method: str = ...,
+    method: str | Variant = ...,
     *,
-    ghn: str | os.PathLike[str] | GHN | None = ...,
+    ghn: Checkpoint | None = ...,
     device: str | torch.device | None = ...,
     head: str = ...,
-    norms: str = ...,
+    norms: str | None = ...,
     noise: float | None = ...,
     orth_start: float | None = ...,
+    images: Tensor | None = ...,
+    labels: Tensor | None = ...,
+    source: Any = ...,
     seed: int = ...,
     example_inputs: Any = ...,
     include_frozen: bool = ...,
@@ -92,27 +85,31 @@ def apply(
 
 def apply(
     model: nn.Module,
-    method: str = "ghn3-orth",
+    method: str | Variant = "ghn3-orth",
     *,
-    ghn: str | os.PathLike[str] | GHN | None = None,
+    ghn: Checkpoint | None = None,
     device: str | torch.device | None = None,
     head: str = "auto",
-    norms: str = "auto",
+    norms: str | None = None,
     noise: float | None = None,
     orth_start: int | float | None = None,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    source: Any = None,
     seed: int = 0,
     example_inputs: Any = None,
     include_frozen: bool = False,
     return_report: bool = False,
 ) -> nn.Module | tuple[nn.Module, Report]:
-    """Initialize a model in place with parameters that a graph hypernetwork predicts.
+    """Initialize a model in place, by default with parameters that a hypernetwork predicts.
 
     Arguments:
         model: any `nn.Module`; it stays on its device and in its dtype. DataParallel,
             DistributedDataParallel and torch.compile wrappers are looked into.
-        method: `"ghn3-orth"` (default), `"ghn3"`, `"ghn2-orth"`, `"ghn2"`; or a baseline without
-            a checkpoint: `"orth"` (orthogonal, Saxe et al., 2013) or `"rand"` (the model's own
-            initialization, left as it is).
+        method: a name in `ghn_init.METHODS`: `"ghn3-orth"` (default), `"ghn3"`, `"ghn2-orth"`,
+            `"ghn2"`; or a baseline without a checkpoint: `"orth"` (orthogonal, Saxe et al., 2013)
+            or `"rand"` (the model's own initialization, left as it is). Settings may follow the
+            name: `"ghn3-orth:noise=0,norms=keep"`.
         ghn: checkpoint: a name or path as in `load_ghn`, or a loaded hypernetwork. Default:
             `"ghn3xlm16"` for the ghn3 methods, `"ghn2"` for the ghn2 ones; where ghn3xlm16 is
             neither cached nor can be fetched, `"embedded"`, with a warning that the report has
@@ -120,15 +117,17 @@ def apply(
         device: where the hypernetwork computes. Default: where a given hypernetwork is, else CPU.
         head: `"auto"` (default) predicts the classification layer only if its number of classes
             is the checkpoint's, else leaves it; `"predict"`; `"keep"`.
-        norms: `"auto"` (default) predicts the weights and biases of normalisation layers, but with
-            the embedded checkpoint not those of layer norms (group and RMS norms included), of
-            which it has seen too few; `"predict"` all of them; `"keep"` the model's own.
+        norms: `"auto"` (default) predicts the weights and biases of those normalization layers
+            that the checkpoint has learned to predict, and leaves the others (the embedded one
+            leaves layer norms, group and RMS norms included); `"predict"` all of them; `"keep"`
+            the model's own.
         noise: beta of Eq. 1 of the second paper. Default: 1e-5, and 3e-5 for `*-orth`.
         orth_start: L of the second paper, for methods with `orth`: the layer from which weights
             are post-processed, as an index counted from 1 (int) or as a share of the depth
-            (float). Default: 0.685 for `*-orth`, ResNet-50's 37 of 54, but 1 with the embedded
-            checkpoint, whose tensors are repeated in all layers; 1 for `"orth"`. Layers are the
-            convolution and linear weights in the order of the graph.
+            (float). Default: what suits the checkpoint, for published ones 0.685, ResNet-50's 37
+            of 54; 1 for `"orth"`. Layers are the convolution and linear weights in the order of
+            the graph.
+        images, labels, source: for methods that need them (`ghn_init.METHODS[name].needs`).
         seed: of the noise and of other random values. The global RNG is neither read nor changed.
         example_inputs: as in `trace`.
         include_frozen: also write parameters with `requires_grad=False`, which are left by
@@ -146,41 +145,40 @@ def apply(
         GHNInitError: on any bad argument, model, input or checkpoint; the model is then exactly
             as it was.
     """
-    settings = _check(method, head, norms, noise, orth_start, seed)
-    if ghn is not None and settings.arch is None:
-        raise GHNInitError(f"method {method!r} uses no checkpoint: leave ghn out.")
+    variant = parse_method(method, noise=noise, orth_start=orth_start, norms=norms)
+    given = {"images": images, "labels": labels, "source": source}
+    _check_arguments(variant.method, ghn, head, seed, given)
     check_traceable(model)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    report = Report(
-        type(model).__name__,
-        method,
-        None,
-        "",
-        seed,
-        settings.noise or None,
-        None,
-        shapes,
-    )
-    if method == "rand":
-        left = dict.fromkeys(shapes, "method rand leaves the model's own initialization")
-        report = replace(report, left=left)
+    if variant.method.values is None:
+        reason = f"method {variant.method.name} leaves the model's own initialization"
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        report = Report(type(model).__name__, variant.method.name, seed, shapes,
+                        left=dict.fromkeys(shapes, reason))  # fmt: skip
         return (model, report) if return_report else model
-    hypernetwork, warning = _hypernetwork(settings, ghn, device)
-    report = replace(report, notes=(warning,) if warning else ())
+    hypernetwork, warning = _hypernetwork(variant.method, ghn, device)
     graph = trace(model, example_inputs)
-    tensors, report = _initial_values(graph, hypernetwork, settings, report)
-    if not include_frozen:
-        frozen = [n for n, p in model.named_parameters() if not p.requires_grad and n in tensors]
-        report = _without(report, frozen, "frozen (requires_grad=False); see include_frozen")
-        tensors = {n: t for n, t in tensors.items() if n not in frozen}
+    kept = _kept(model, graph, hypernetwork, variant, head, include_frozen)
+    job = Job(
+        model,
+        graph,
+        {name: None for name in graph.shapes if name not in kept}.keys(),
+        torch.Generator().manual_seed(seed),
+        seed,
+        hypernetwork,
+        **given,
+    )
+    steps = _steps(variant, hypernetwork)
+    values, processed = _values(job, variant.method, steps)
+    tensors = values | processed.tensors
     check_writable(model, tensors)
     assign(model, tensors, seed)
+    report = _report(job, variant.method, steps, kept, values, processed, warning)
     return (model, report) if return_report else model
 
 
 def predict(
     model: nn.Module | Sequence[nn.Module],
-    ghn: str | os.PathLike[str] | GHN,
+    ghn: Checkpoint,
     graph: Graph | Sequence[Graph] | None = None,
     *,
     head: str = "auto",
@@ -215,47 +213,78 @@ def predict(
         graphs = [graph] if isinstance(graph, Graph) else list(graph)
     if len(graphs) != len(models):
         raise GHNInitError(f"{len(models)} models and {len(graphs)} graphs: give one graph each.")
-    with_head = [_predicts_head(g, hypernetwork, head) for g in graphs]
+    wanted = [g.shapes.keys() - _kept_head(g, hypernetwork, head) for g in graphs]
     with plain_modes(), torch.no_grad(), torch.device("cpu"):
-        found = predict_graphs(graphs, hypernetwork, with_head, seed)
-        predicted = [{n: t.float() for n, t in tensors.items()} for tensors in found]
+        found = predict_graphs(graphs, hypernetwork, wanted, seed)
+        whole = [repeated_all(f, g.shapes) for f, g in zip(found, graphs, strict=True)]
+        predicted = [{n: t.float() for n, t in tensors.items()} for tensors in whole]
     return predicted[0] if isinstance(model, nn.Module) else predicted
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    library: str = "",
+    method: str | Variant = "ghn3-orth",
+    **options: Any,
+) -> Report:
+    """Initialize a model and write its state dict.
+
+    The file loads with `safetensors.torch.load_model` and with `load_state_dict(strict=True)`.
+    Its metadata names the model, method, checkpoint (with its sha256), seed and package version.
+    It is replaced whole or not at all.
+
+    Arguments:
+        model: the model; it is initialized in place.
+        path: file to write.
+        name: the model's name, for the metadata.
+        library: where the name is from, for the metadata.
+        method: as in `apply`.
+        options: further keyword arguments of `apply`.
+
+    Raises:
+        GHNInitError: as `apply`, or the file cannot be written; a file that was there stays.
+    """
+    with atomic_path(path) as temporary:  # refuses a bad path before the work, not after it
+        _, report = apply(model, method, **options, return_report=True)
+        metadata = {
+            "format": "pt",
+            "model": name,
+            "library": library,
+            "method": report.method,
+            "checkpoint": report.checkpoint or "",
+            "checkpoint_sha256": report.checkpoint_sha256,
+            "checkpoint_source": report.checkpoint_source,
+            "checkpoint_revision": report.checkpoint_revision or "",
+            "seed": str(report.seed),
+            "ghn_init_version": __version__,
+        }
+        save(temporary, model.state_dict(), metadata)
+    return report
 
 
 # -- arguments
 
 
-def _check(
-    method: str,
+def _check_arguments(
+    method: Method,
+    ghn: Checkpoint | None,
     head: str,
-    norms: str,
-    noise: float | None,
-    orth_start: float | None,
     seed: int,
-) -> _Settings:
-    _check_choice("method", method, METHODS)
+    given: Mapping[str, object],
+) -> None:
     _check_choice("head", head, HEADS)
-    _check_choice("norms", norms, NORM_LAYERS)
-    orth = method.endswith("orth")
-    arch = method.split("-")[0] if method.startswith("ghn") else None
-    if noise is not None and (arch is None or not noise >= 0 or noise == float("inf")):
-        what = f"method {method!r} adds no noise" if arch is None else f"it is {noise!r}"
-        raise GHNInitError(f"noise: {what}. Give a number from 0 up, with a ghn method.")
-    if noise is None:
-        noise = 0.0 if arch is None else _NOISE_ORTH if orth else _NOISE
-    if orth_start is not None and (not orth or isinstance(orth_start, bool) or orth_start < 0):
-        what = f"it is {orth_start!r}" if orth else f"method {method!r} has no orthogonal step"
-        raise GHNInitError(f"orth_start: {what}. Give a layer (int) or share of the depth (float).")
-    if isinstance(orth_start, float) and orth_start > 1:
-        raise GHNInitError(
-            f"orth_start is {orth_start}: a float is a share of the depth, at most 1. "
-            f"For a layer give an int: {int(orth_start)}."
-        )
-    if orth_start is None and not (arch and orth):  # all layers
-        orth_start = 1
     if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
         raise GHNInitError(f"seed is {seed!r}: give an integer of at most 64 bits.")
-    return _Settings(method, arch, head, norms, seed, noise, orth_start)
+    if ghn is not None and method.hypernetwork is None:
+        raise GHNInitError(f"method {method.name!r} uses no checkpoint: leave ghn out.")
+    for name, value in given.items():
+        if value is None and name in method.needs:
+            raise GHNInitError(f"method {method.name!r} needs {name}: give {name}=.")
+        if value is not None and name not in method.needs:
+            raise GHNInitError(f"method {method.name!r} uses no {name}: leave {name} out.")
 
 
 def _check_choice(what: str, value: object, known: Sequence[str]) -> None:
@@ -264,12 +293,10 @@ def _check_choice(what: str, value: object, known: Sequence[str]) -> None:
 
 
 def _hypernetwork(
-    settings: _Settings,
-    ghn: str | os.PathLike[str] | GHN | None,
-    device: str | torch.device | None,
+    method: Method, ghn: Checkpoint | None, device: str | torch.device | None
 ) -> tuple[GHN | None, str]:
     """The hypernetwork that a method needs, and a warning where it is not the usual one."""
-    if settings.arch is None:
+    if method.hypernetwork is None:
         return None, ""
     try:
         device = None if device is None else torch.empty(0, device=device).device
@@ -277,90 +304,58 @@ def _hypernetwork(
         raise GHNInitError(f"device {device!r} cannot be used: {error}") from error
     warning = ""
     if ghn is None:
-        loaded, warning = load_default(settings.arch, device or "cpu")
+        loaded, warning = load_default(method.hypernetwork, device or "cpu")
     elif isinstance(ghn, GHN):
-        loaded = ghn if device in (None, ghn.device) else _moved(ghn, device)
+        loaded = ghn if device in (None, ghn.device) else copy.deepcopy(ghn).to(device)
     else:
         loaded = load_ghn(ghn, device or "cpu")
-    if loaded.config.arch != settings.arch:
+    if (arch := loaded.config.arch) != method.hypernetwork:
+        fitting = [
+            repr(other.name)
+            for other in METHODS.values()
+            if other.hypernetwork == arch and other.orthogonal == method.orthogonal
+        ]
         raise GHNInitError(
-            f"method {settings.method!r} needs a {settings.arch} checkpoint, and {loaded.name} "
-            f"is a {loaded.config.arch}: use method="
-            f"{settings.method.replace(settings.arch, loaded.config.arch)!r}."
+            f"method {method.name!r} needs a {method.hypernetwork} checkpoint, and {loaded.name} "
+            f"is a {arch}: use method={' or '.join(fitting) or 'another'}."
         )
     return loaded, warning
 
 
-def _moved(ghn: GHN, device: torch.device | None) -> GHN:
-    """A copy on another device: the caller's hypernetwork stays where it is."""
-    with torch.device("meta"):
-        copy = GHN(ghn.config, ghn.name, ghn.origin, ghn.defaults)
-    copy.load_state_dict({k: v.to(device) for k, v in ghn.state_dict().items()}, assign=True)
-    return copy.requires_grad_(False).eval()
+# -- what is left
 
 
-def _kept_norms(graph: Graph, ghn: GHN, norms: str) -> tuple[frozenset[str], str]:
-    """Parameters of normalisation layers that are not predicted, and why."""
-    if norms == "keep":
-        return graph.norm_parameters(), 'normalisation layer kept (norms="keep")'
-    if norms == "predict":
-        return frozenset(), ""
-    reason = (
-        f"layer or group norm kept: checkpoint {ghn.name} has seen too few "
-        '(norms="predict" predicts it)'
-    )
-    return graph.norm_parameters(NORMS - advice(ghn).norms), reason
+def _kept(
+    model: nn.Module,
+    graph: Graph,
+    ghn: GHN | None,
+    variant: Variant,
+    head: str,
+    include_frozen: bool,
+) -> dict[str, str]:
+    """Parameters that are left as they are, with the reason. Nothing is computed for them."""
+    kept = dict(graph.left)
+    if ghn is not None:
+        _leave(kept, _kept_head(graph, ghn, head), _head_reason(graph, ghn, head))
+        _leave(kept, *_kept_norms(graph, ghn, variant.norms or "auto"))
+    if not include_frozen:
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        _leave(kept, frozen, "frozen (requires_grad=False); see include_frozen")
+    return kept
 
 
-def _predicts_head(graph: Graph, ghn: GHN, head: str) -> bool:
-    return head == "predict" or (head == "auto" and graph.num_classes == ghn.config.num_classes)
+def _leave(kept: dict[str, str], names: Collection[str], reason: str) -> None:
+    """Add names and their reason, but for names that have another reason already."""
+    for name in names:
+        kept.setdefault(name, reason)
 
 
-# -- values
-
-
-def _initial_values(
-    graph: Graph, ghn: GHN | None, settings: _Settings, report: Report
-) -> tuple[dict[str, Tensor], Report]:
-    """Tensors to write, and the report about them."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    steps = settings.steps(ghn)
-    layers = weight_layers(graph)
-    # Whatever default device the caller has set, what is drawn is drawn on the CPU.
-    with plain_modes(), torch.no_grad(), torch.device("cpu"):
-        if ghn is None:
-            drawn = [n for n in layers if n not in classifier_weights(graph)]
-            tensors = {n: torch.randn(graph.shapes[n], generator=generator) for n in drawn}
-            report = replace(report, left=_left(graph, tensors, "kept by method orth"))
-        else:
-            with_head = _predicts_head(graph, ghn, settings.head)
-            (predicted,) = predict_graphs([graph], ghn, [with_head], settings.seed, repeat=False)
-            kept, why = _kept_norms(graph, ghn, settings.norms)
-            tensors = {name: t.float() for name, t in predicted.items() if name not in kept}
-            report = replace(
-                report,
-                checkpoint=ghn.name,
-                checkpoint_sha256=ghn.origin.sha256,
-                checkpoint_source=ghn.origin.source,
-                checkpoint_revision=ghn.origin.revision,
-                predicted=tuple(n for n in graph.shapes if n in tensors),
-                left=_left(graph, tensors, _head_reason(graph, ghn, settings.head)),
-            )
-            report = _without(report, kept, why)
-        _check_finite(tensors)
-        processed = post_process(graph, tensors, steps, generator)
-    report = replace(
-        report,
-        orth_start=steps.first_layer(len(layers)) if steps.orth else None,
-        notes=report.notes + graph.notes + (_token_notes(graph) if ghn is not None else ()),
-        postprocessed=tuple(processed.tensors),
-        rank_deficient=processed.rank_deficient,
-    )
-    return tensors | processed.tensors, report
-
-
-def _left(graph: Graph, tensors: Mapping[str, Tensor], otherwise: str) -> dict[str, str]:
-    return {n: graph.left.get(n, otherwise) for n in graph.shapes if n not in tensors}
+def _kept_head(graph: Graph, ghn: GHN, head: str) -> frozenset[str]:
+    """Parameters of the classification layers, if they are not to be predicted."""
+    if head == "predict" or (head == "auto" and graph.num_classes == ghn.config.num_classes):
+        return frozenset()
+    indices = (index for both in graph.classifiers for index in both if index is not None)
+    return frozenset(param for i in indices if (param := graph.nodes[i].param))
 
 
 def _head_reason(graph: Graph, ghn: GHN, head: str) -> str:
@@ -372,34 +367,110 @@ def _head_reason(graph: Graph, ghn: GHN, head: str) -> str:
     )
 
 
-def _token_notes(graph: Graph) -> tuple[str, ...]:
-    return tuple(
-        f"{node.param}: rows for class tokens drawn from N(0, 0.02), the others predicted"
-        for node in graph.nodes
-        if node.op == "pos_enc" and node.shape and class_tokens(node.shape)
+def _kept_norms(graph: Graph, ghn: GHN, norms: str) -> tuple[frozenset[str], str]:
+    """Parameters of normalization layers that are not predicted, and why."""
+    if norms == "keep":
+        return graph.norm_parameters(), 'normalization layer kept (norms="keep")'
+    if norms == "predict":
+        return frozenset(), ""
+    reason = (
+        f"normalization layer kept: checkpoint {ghn.name} has seen too few of its kind "
+        '(norms="predict" predicts it)'
     )
+    return graph.norm_parameters(NORMS - ghn.defaults.norms), reason
 
 
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    if not tensors:
+# -- values
+
+
+def _steps(variant: Variant, ghn: GHN | None) -> PostProcessing:
+    """The post-processing that a method does, or the user wants."""
+    method = variant.method
+    noise = method.noise if variant.noise is None else variant.noise
+    suited = ghn.defaults.orth_start if ghn is not None else 1
+    start = next(s for s in (variant.orth_start, method.orth_start, suited) if s is not None)
+    return PostProcessing(noise or 0.0, method.orthogonal, start)
+
+
+def _values(
+    job: Job, method: Method, steps: PostProcessing
+) -> tuple[dict[str, Tensor], PostProcessed]:
+    """What the method gives for the parameters that may be written, and post-processing of it."""
+    assert method.values is not None
+    # Whatever default device the caller has set, what is drawn is drawn on the CPU.
+    with plain_modes(), torch.no_grad(), torch.device("cpu"):
+        given = method.values(job)
+        _check_shapes(given, job.graph)
+        values = {name: given[name].float() for name in job.writable if name in given}
+        _check_finite(values, job)
+        return values, post_process(job.graph, values, steps, job.generator)
+
+
+def _check_shapes(values: Mapping[str, Tensor], graph: Graph) -> None:
+    """Refuse what cannot be written: a method of a third party may give anything."""
+    for name, tensor in values.items():
+        shape = graph.shapes.get(name)
+        if shape is None:
+            raise GHNInitError(f"the method gives a value for {name}, and the model has none.")
+        found, free = tuple(tensor.shape), min(2, len(shape))  # axes that a block is repeated along
+        fits = len(found) == len(shape) and found[free:] == shape[free:]
+        if not fits or any(not 0 < size <= s for size, s in zip(found, shape, strict=True)):
+            raise GHNInitError(f"the method gives {name} the shape {found}, and it has {shape}.")
+
+
+def _check_finite(values: Mapping[str, Tensor], job: Job) -> None:
+    if not values:
         return
-    finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()])
-    for name, is_finite in zip(tensors, finite.tolist(), strict=True):  # a GPU is waited for once
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in values.values()])
+    for name, is_finite in zip(values, finite.tolist(), strict=True):  # a GPU is waited for once
         if not is_finite:
+            who = "the method gives" if job.hypernetwork is None else "the checkpoint predicts"
             raise GHNInitError(
-                f"the checkpoint predicts values for {name} that are not finite: it does not suit "
-                "this model. Use another checkpoint."
+                f"{who} values for {name} that are not finite: it does not suit this model. "
+                f"Use another {'method' if job.hypernetwork is None else 'checkpoint'}."
             )
 
 
-def _without(report: Report, names: Collection[str], reason: str) -> Report:
-    """The report with some parameters left after all."""
-    if not names:
-        return report
-    left = {n: reason if n in names else report.left.get(n, "") for n in report.shapes}
-    return replace(
-        report,
-        predicted=tuple(n for n in report.predicted if n not in names),
-        postprocessed=tuple(n for n in report.postprocessed if n not in names),
-        left={n: left[n] for n in report.shapes if n in names or n in report.left},
+# -- the report
+
+
+def _report(
+    job: Job,
+    method: Method,
+    steps: PostProcessing,
+    kept: Mapping[str, str],
+    values: Mapping[str, Tensor],
+    processed: PostProcessed,
+    warning: str,
+) -> Report:
+    graph, ghn = job.graph, job.hypernetwork
+    otherwise = f"kept by method {method.name}"
+    return Report(
+        model=type(job.model).__name__,
+        method=method.name,
+        seed=job.seed,
+        shapes=graph.shapes,
+        checkpoint=ghn.name if ghn is not None else None,
+        checkpoint_sha256=ghn.origin.sha256 if ghn is not None else "",
+        checkpoint_source=ghn.origin.source if ghn is not None else "",
+        checkpoint_revision=ghn.origin.revision if ghn is not None else None,
+        noise=steps.noise or None,
+        orth_start=steps.first_layer(len(weight_layers(graph))) if steps.orth else None,
+        written=tuple(values),
+        postprocessed=tuple(processed.tensors),
+        left={name: kept.get(name, otherwise) for name in graph.shapes if name not in values},
+        rank_deficient=processed.rank_deficient,
+        notes=(*([warning] if warning else []), *graph.notes, *_token_notes(job, values)),
+    )
+
+
+def _token_notes(job: Job, values: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Which rows of predicted positional embeddings are drawn at random."""
+    return tuple(
+        f"{node.param}: rows for class tokens drawn from N(0, 0.02), the others predicted"
+        for node in job.graph.nodes
+        if job.hypernetwork is not None
+        and node.op == "pos_enc"
+        and node.param in values
+        and class_tokens(node.shape or ())
     )

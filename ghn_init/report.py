@@ -13,20 +13,22 @@ from ghn_init.names import abridged, grouped_by_reason
 class Report:
     """The account of one `apply`.
 
+    Every parameter is either in `written` or in `left`.
+
     Arguments:
         model: class name of the model.
         method: `"ghn3-orth"` and so on.
-        checkpoint: name or path of the checkpoint; None for the baselines.
-        checkpoint_sha256: of the checkpoint file; empty if it did not come from a file.
         seed: of the noise and of the class tokens' rows.
-        noise: beta of Eq. 1 of the second paper; None where none was added.
-        orth_start: L of the second paper, counted from 1; None without orthogonal step.
         shapes: every parameter's shape.
-        predicted: parameters that the hypernetwork predicted.
-        postprocessed: parameters that got noise, the orthogonal step, or both.
-        left: parameters that kept their own initialization, with the reason.
+        checkpoint: name or path of the checkpoint; None for a method without a hypernetwork.
+        checkpoint_sha256: of the checkpoint file; empty if it did not come from a file.
         checkpoint_source: repository and file, or path, of the checkpoint; empty likewise.
         checkpoint_revision: commit of the Hub repository; None for a local file.
+        noise: beta of Eq. 1 of the second paper; None where none was added.
+        orth_start: L of the second paper, counted from 1; None without orthogonal step.
+        written: parameters that got a new value.
+        postprocessed: those of them that got noise, the orthogonal step, or both.
+        left: parameters that kept their own initialization, with the reason.
         rank_deficient: parameters that lacked full rank before the orthogonal step, which then
             chose the missing directions.
         notes: whatever else is out of the ordinary.
@@ -34,19 +36,24 @@ class Report:
 
     model: str
     method: str
-    checkpoint: str | None
-    checkpoint_sha256: str
     seed: int
-    noise: float | None
-    orth_start: int | None
     shapes: Mapping[str, tuple[int, ...]]
-    predicted: tuple[str, ...] = ()
-    postprocessed: tuple[str, ...] = ()
-    left: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: str | None = None
+    checkpoint_sha256: str = ""
     checkpoint_source: str = ""
     checkpoint_revision: str | None = None
+    noise: float | None = None
+    orth_start: int | None = None
+    written: tuple[str, ...] = ()
+    postprocessed: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
     rank_deficient: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """Parameters that a hypernetwork predicted; none where the method has no hypernetwork."""
+        return self.written if self.checkpoint is not None else ()
 
     @property
     def coverage(self) -> float:
@@ -68,7 +75,7 @@ class Report:
         lines = [
             f"{self.model}: {self.method}, checkpoint {checkpoint}, seed {self.seed}",
             f"{'':<15}{'tensors':>8}{'parameters':>16}{'share':>10}",
-            self._row("predicted", self.predicted),
+            self._row("initialized" if self.checkpoint is None else "predicted", self.written),
             self._row("post-processed", self.postprocessed),
             self._row("left", self.left),
         ]

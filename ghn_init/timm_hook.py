@@ -28,7 +28,6 @@ from ghn_init.errors import GHNInitError
 _logger = logging.getLogger("ghn_init")
 
 _FACTORY = "timm.models._factory"
-_METHODS = ("ghn3", "ghn3-orth", "ghn2", "ghn2-orth")
 
 
 def enable() -> None:
@@ -114,8 +113,11 @@ def _request(pretrained_cfg: object) -> tuple[str, str | None] | None:
     """Method and checkpoint that a `pretrained_cfg` asks for; None if it is not for us."""
     if not isinstance(pretrained_cfg, str):
         return None
+    from ghn_init.methods.registry import METHODS
+
     method, _, checkpoint = pretrained_cfg.partition(":")
-    return (method, checkpoint or None) if method in _METHODS else None
+    needs_only_the_model = method in METHODS and not METHODS[method].needs
+    return (method, checkpoint or None) if needs_only_the_model else None
 
 
 class _Waiter(MetaPathFinder):

@@ -12,7 +12,7 @@ from models import ConvNet
 import ghn_init
 from ghn_init import GHN, GHNConfig, Graph, Node
 from ghn_init.hypernetwork.decoder import (
-    fit,
+    cut,
     normalise_bias,
     normalise_norm_weight,
     normalise_weight,
@@ -163,23 +163,25 @@ def test_decoder_decodes_more_sizes_than_it_cuts() -> None:
         torch.testing.assert_close(weight, whole[:, :out, :in_])
 
 
-def test_fit_cuts_and_repeats() -> None:
-    small = torch.arange(6.0).view(1, 2, 3)
-    assert fit(small, (3, 5))[0].tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4], [0, 1, 2, 0, 1]]
-    assert fit(small, (1, 2))[0].tolist() == [[0, 1]]
-    assert fit(torch.arange(6.0).view(2, 3), (7,)).tolist() == [
-        [0, 1, 2, 0, 1, 2, 0],
-        [3, 4, 5, 3, 4, 5, 3],
-    ]
+def test_cutting_keeps_the_first_channels() -> None:
+    block = torch.arange(6.0).view(1, 2, 3)
+    assert cut(block, (1, 2))[0].tolist() == [[0, 1]]
+    assert cut(block, (3, 5)).shape == block.shape
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (9, 3), (16, 16, 3, 3), (1, 2, 5)])
-def test_filling_is_repeating(shape: tuple[int, ...]) -> None:
-    block = torch.randn(tuple(map(min, shape, (4, 3, 9, 9))))
-    expected = fit(block[None], shape[:2])[0]
-    assert torch.equal(repeated(block, shape), expected)
+def test_blocks_are_repeated_along_two_axes(shape: tuple[int, ...]) -> None:
+    """Against whole copies of the block that are cut, and their gradients."""
+    block = torch.randn(tuple(map(min, shape, (4, 3, 9, 9))), requires_grad=True)
+    times = [-(-size // b) for size, b in zip(shape, block.shape, strict=True)]
+    expected = block.repeat(times)[tuple(map(slice, shape))]
+    found = repeated(block, shape)
+    assert torch.equal(found, expected)
+    weights = torch.randn(shape)
+    gradients = [torch.autograd.grad((x * weights).sum(), block)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
     strided = torch.zeros(*shape, 2)[..., 0]
-    fill(strided, block)
+    fill(strided, block.detach())
     assert torch.equal(strided, expected)
 
 

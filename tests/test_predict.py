@@ -197,7 +197,7 @@ def test_gradients_reach_the_hypernetwork() -> None:
 
     ghn = seeded("ghn3").requires_grad_(True)
     graph = ghn_init.trace(ConvNet(), torch.zeros(2, 3, 8, 8))
-    tensors = predict_graphs([graph], ghn, [True])[0]
+    tensors = predict_graphs([graph], ghn)[0]
     sum(t.square().sum() for t in tensors.values()).backward()
     assert all(p.grad is not None for p in ghn.decoder.parameters())
     assert ghn.gnn[0].attn.edge_embed.embed.weight.grad.abs().sum() > 0

@@ -138,7 +138,7 @@ def measure(
     assert isinstance(first, GraphormerLayer)
     stage("edge term", lambda: first.attn.edge_term(encoded.distances))
     stage("graph network", lambda: ghn(encoded))
-    (tensors,) = stage("predict", lambda: predict_graphs([graph], ghn, [True], repeat=False))
+    (tensors,) = stage("predict", lambda: predict_graphs([graph], ghn))
     if not on_meta:
         stage("assign", lambda: assign(model, tensors, 0))
     return {

@@ -126,7 +126,7 @@ class Pipeline:
         self.ghn.encode(self.graphs)
 
     def predict(self) -> None:
-        self.tensors = predict_graphs(self.graphs, self.ghn, [True], repeat=False)[0]
+        self.tensors = predict_graphs(self.graphs, self.ghn)[0]
 
     def assign(self) -> None:
         assign(self.model, self.tensors, 0)
@@ -158,10 +158,8 @@ class Pipeline:
 
     def error(self) -> float:
         """Of the predicted tensors against float32: norm of the difference to norm."""
-        exact = predict_graphs(
-            self.graphs, ghn_init.load_ghn(self.path, self.device), [True], repeat=False
-        )[0]
-        found = predict_graphs(self.graphs, self.ghn, [True], repeat=False)[0]
+        exact = predict_graphs(self.graphs, ghn_init.load_ghn(self.path, self.device))[0]
+        found = predict_graphs(self.graphs, self.ghn)[0]
         difference = sum((found[n].float() - t).square().sum().item() for n, t in exact.items())
         return (difference / sum(t.square().sum().item() for t in exact.values())) ** 0.5
 
@@ -213,7 +211,7 @@ def together(options: argparse.Namespace, path: Path) -> float:
     graphs = [ghn_init.trace(build(name, "meta")) for name in options.models]
     with torch.no_grad():
         seconds, _ = timed(
-            lambda: len(predict_graphs(graphs, ghn, [True] * len(graphs), repeat=False)),
+            lambda: len(predict_graphs(graphs, ghn)),
             options.repeat,
             options.clock,
         )

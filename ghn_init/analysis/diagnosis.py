@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ghn_init.analysis.images import Batch, random_batch, traced
 from ghn_init.analysis.initializations import (
     Checkpoints,
+    architecture,
     check_methods,
     initialized,
     load_hypernetworks,
@@ -142,7 +143,7 @@ def diagnose(
             )
             before: dict[str, Tensor] = {}
             if report is not None and report.checkpoint and report.postprocessed:
-                before = predict(model, hypernetworks[method.split("-")[0]], graph, seed=seed)
+                before = predict(model, hypernetworks[architecture(method) or ""], graph, seed=seed)
                 before = {n: before[n] for n in chosen if n in report.postprocessed}
             measured.append(_measure(ready, method, report, graph, names, chosen, before, batch))
             line.step(method=method)

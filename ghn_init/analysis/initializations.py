@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ghn_init.api import METHODS, apply
+from ghn_init.api import Checkpoint, apply
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.loading.load import load_default, load_ghn
+from ghn_init.methods.method import Method
+from ghn_init.methods.variants import different_methods, parse_method
 from ghn_init.report import Report
 
 PRETRAINED = "pretrained"
 """The method that takes a model with published weights as it is."""
-
-Checkpoint = str | os.PathLike[str] | GHN
-"""A hypernetwork, its name or its path."""
 
 Checkpoints = Checkpoint | Sequence[Checkpoint] | None
 """One; or several, one an architecture; or the defaults."""
@@ -34,18 +33,35 @@ def load_hypernetwork(checkpoint: Checkpoint) -> GHN:
 
 
 def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
-    """The methods, if all are known and there is one at least.
+    """The methods, of the registry or `"pretrained"`, if there is one at least and none twice.
 
     Raises:
-        GHNInitError: otherwise.
+        GHNInitError: otherwise, or a method is unknown or needs what is not there.
     """
-    known = (*METHODS, PRETRAINED)
-    for method in methods:
-        if method not in known:
-            raise GHNInitError(f"unknown method {method!r}: choose among {', '.join(known)}.")
-    if isinstance(methods, str) or not methods or len(set(methods)) < len(methods):
-        raise GHNInitError(f"methods are {methods!r}: give a list of one or more different ones.")
+    own = [method for method in methods if method != PRETRAINED]
+    if not isinstance(methods, str) and len(methods) - len(own) == 1 and not own:
+        return (PRETRAINED,)
+    for variant in different_methods(methods if isinstance(methods, str) else own):
+        refuse_needy(variant.method)
     return tuple(methods)
+
+
+def refuse_needy(method: Method) -> None:
+    """Refuse a method that cannot do with a model and a hypernetwork.
+
+    Raises:
+        GHNInitError: saying what it needs.
+    """
+    if method.needs:
+        raise GHNInitError(
+            f"method {method.name!r} needs {' and '.join(method.needs)}, which only "
+            "ghn_init.apply can be given: leave it out."
+        )
+
+
+def architecture(method: str) -> str | None:
+    """Of the hypernetwork that a method needs; None if it needs none."""
+    return None if method == PRETRAINED else parse_method(method).method.hypernetwork
 
 
 def load_hypernetworks(methods: Sequence[str], checkpoints: Checkpoints) -> dict[str, GHN]:
@@ -59,8 +75,8 @@ def load_hypernetworks(methods: Sequence[str], checkpoints: Checkpoints) -> dict
     by_arch = {ghn.config.arch: ghn for ghn in loaded}
     if len(by_arch) < len(loaded):
         raise GHNInitError("two checkpoints of one architecture: give one for ghn3, one for ghn2.")
-    wanted = {method.split("-")[0] for method in methods if method.startswith("ghn")}
-    return {arch: by_arch.get(arch) or load_default(arch)[0] for arch in sorted(wanted)}
+    wanted = sorted({arch for method in methods if (arch := architecture(method))})
+    return {arch: by_arch.get(arch) or load_default(arch)[0] for arch in wanted}
 
 
 def initialized(
@@ -89,12 +105,12 @@ def initialized(
         if pretrained is None:
             raise GHNInitError("method pretrained needs the pretrained model: give pretrained=.")
         return copy.deepcopy(pretrained), None
-    ghn = hypernetworks.get(method.split("-")[0])
+    arch = architecture(method)
     return apply(
         copy.deepcopy(model),
         method,
-        ghn=ghn,
-        noise=noise if ghn is not None else None,
+        ghn=hypernetworks[arch] if arch else None,
+        noise=noise,
         seed=seed,
         example_inputs=example_inputs,
         return_report=True,

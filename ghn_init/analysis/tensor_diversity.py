@@ -14,6 +14,7 @@ from ghn_init.analysis.extra import plot_extra
 from ghn_init.analysis.initializations import (
     PRETRAINED,
     Checkpoints,
+    architecture,
     check_methods,
     initialized,
     load_hypernetworks,
@@ -21,6 +22,7 @@ from ghn_init.analysis.initializations import (
 from ghn_init.analysis.plots.palette import series_style
 from ghn_init.analysis.results import Result, text_table
 from ghn_init.errors import GHNInitError
+from ghn_init.methods.variants import parse_method
 from ghn_init.progress import Progress
 
 if TYPE_CHECKING:
@@ -132,7 +134,7 @@ def diversity(
     methods = check_methods(methods)
     if not models:
         raise GHNInitError("there are no models: give one or more.")
-    matched = tuple(method for method in methods if not method.startswith("ghn"))
+    matched = tuple(method for method in methods if not architecture(method))
     if matched:
         plot_extra("scipy.optimize")  # before the long part
     hypernetworks = load_hypernetworks(methods, ghn)
@@ -142,7 +144,7 @@ def diversity(
         for name, model in models.items():
             for method in methods:
                 own = pretrained[name] if pretrained and method == PRETRAINED else None
-                noise = 0.0 if method in ("ghn3", "ghn2") else None
+                noise = 0.0 if _only_adds_noise(method) else None
                 ready, _ = initialized(model, method, hypernetworks, own, noise=noise, seed=seed)
                 for param in ready.parameters():
                     if tuple(param.shape) in shapes:
@@ -155,6 +157,14 @@ def diversity(
         {m: tuple(mean_distance(found[m][s], m in matched) for s in shapes) for m in methods},
         matched,
     )
+
+
+def _only_adds_noise(method: str) -> bool:
+    """Whether a method predicts parameters, and does nothing to them but add noise."""
+    if not architecture(method):
+        return False
+    variant = parse_method(method)
+    return variant.noise is None and not variant.method.orthogonal
 
 
 def mean_distance(tensors: Sequence[Tensor], match: bool = False) -> float | None:

@@ -114,12 +114,12 @@ def _compare(options: argparse.Namespace) -> None:
 
     require_extra("ghn-init compare")
     from ghn_init.analysis.models import short_name
-    from ghn_init.compare.methods import parse_methods
     from ghn_init.compare.run import compare
+    from ghn_init.methods.variants import parse_methods
     from ghn_init.models import create_model
     from ghn_init.train.distributed import start
 
-    methods = parse_methods(options.methods, options.noise, options.orth_start)
+    methods = parse_methods(options.methods, noise=options.noise, orth_start=options.orth_start)
     points = _points(options)
     with start(options.device) as world:
         data = _data(options, len(points) > 1, world.device)

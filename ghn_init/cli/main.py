@@ -80,7 +80,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--method", default="ghn3-orth", help="default: %(default)s")
     parser.add_argument("--ghn", metavar="CHECKPOINT", help="name or path; see `ghn-init list`")
     parser.add_argument("--head", default="auto", help="auto (default), predict or keep")
-    parser.add_argument("--norms", default="auto", help="auto (default), predict or keep")
+    parser.add_argument("--norms", help="auto (default), predict or keep")
     parser.add_argument("--noise", type=float, metavar="BETA", help="default: as published")
     parser.add_argument(
         "--orth-start", type=_layer, metavar="L", help="a layer, or a share of them"
@@ -95,7 +95,7 @@ def _layer(text: str) -> int | float:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from ghn_init.export import export
+    from ghn_init.api import export
     from ghn_init.models import create_model
 
     model, library = create_model(options.model, options.library, options.num_classes, options.seed)
@@ -160,8 +160,8 @@ def _list(options: argparse.Namespace) -> None:
             revision = f"@{origin.revision}" if origin.revision else ""
             print(f"{checkpoint.name:<12} {origin.sha256}  {origin.source}{revision}")
         return
-    from ghn_init.api import METHODS
     from ghn_init.loading.embedded import EMBEDDED
+    from ghn_init.methods.registry import METHODS
 
     names = {checkpoint.name for checkpoint in cached}
     print("methods:", ", ".join(METHODS))

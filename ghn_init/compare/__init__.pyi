@@ -6,6 +6,4 @@ from .finetune import Point as Point
 from .images import Split as Split
 from .images import load_split as load_split
 from .images import split_images as split_images
-from .methods import Method as Method
-from .methods import parse_methods as parse_methods
 from .run import compare as compare

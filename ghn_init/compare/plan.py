@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from ghn_init.compare.comparison import Row
 from ghn_init.compare.finetune import Outcome, Point
-from ghn_init.compare.methods import Method
 from ghn_init.compare.store import Job, Store
+from ghn_init.methods.variants import Variant
 
 CHOICE_SEED = -1
 """Of the runs that choose hyperparameters: none of the reported ones takes part in the choice."""
@@ -24,7 +24,7 @@ class Plan:
         methods, points, seeds: of `compare`.
     """
 
-    methods: tuple[Method, ...]
+    methods: tuple[Variant, ...]
     points: tuple[Point, ...]
     seeds: int
 
@@ -34,30 +34,30 @@ class Plan:
         tried = len(self.points) if len(self.points) > 1 else 0
         return len(self.methods) * (tried + self.seeds)
 
-    def choosing(self, store: Store) -> Iterator[tuple[Method, Job]]:
+    def choosing(self, store: Store) -> Iterator[tuple[Variant, Job]]:
         """The runs that choose hyperparameters."""
         for method, point in itertools.product(self.methods, self.points):
             if len(self.points) > 1:
                 yield method, self._trial(method, point)
 
-    def reported(self, store: Store) -> Iterator[tuple[Method, Job]]:
+    def reported(self, store: Store) -> Iterator[tuple[Variant, Job]]:
         """The runs of all seeds, of those methods whose hyperparameters are chosen."""
         for seed, method in itertools.product(range(self.seeds), self.methods):
             point = self._chosen(store, method)
             if point is not None:
                 yield method, Job(method.label, point, seed)
 
-    def known(self, store: Store) -> Iterator[tuple[Method, Job]]:
+    def known(self, store: Store) -> Iterator[tuple[Variant, Job]]:
         """All runs whose hyperparameters are known by now."""
         yield from self.choosing(store)
         yield from self.reported(store)
 
-    def unfinished(self, store: Store) -> list[Method]:
+    def unfinished(self, store: Store) -> list[Variant]:
         """The methods with runs that are still to be made."""
         left = {method for method, job in self.known(store) if job not in store.outcomes}
         return [method for method in self.methods if method in left]
 
-    def row(self, store: Store, method: Method) -> Row:
+    def row(self, store: Store, method: Variant) -> Row:
         """What came out of a method, when all runs are made."""
         point = self._chosen(store, method)
         assert point is not None
@@ -67,10 +67,10 @@ class Plan:
         return Row(method.label, point, tuple(store.outcomes[job] for job in jobs),
                    choice if len(self.points) > 1 else {})  # fmt: skip
 
-    def _trial(self, method: Method, point: Point) -> Job:
+    def _trial(self, method: Variant, point: Point) -> Job:
         return Job(method.label, point, CHOICE_SEED, choosing=True)
 
-    def _chosen(self, store: Store, method: Method) -> Point | None:
+    def _chosen(self, store: Store, method: Variant) -> Point | None:
         """The best hyperparameters, the first of equals; None while a trial is missing."""
         if len(self.points) == 1:
             return self.points[0]

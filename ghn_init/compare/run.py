@@ -11,17 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghn_init.analysis.initializations import Checkpoints, load_hypernetwork, load_hypernetworks
+from ghn_init.analysis.initializations import (
+    Checkpoints,
+    load_hypernetwork,
+    load_hypernetworks,
+    refuse_needy,
+)
 from ghn_init.api import apply
 from ghn_init.compare.comparison import Comparison
 from ghn_init.compare.finetune import FineTuning, Outcome, Point, fine_tune, runnable_format
-from ghn_init.compare.methods import Method, check_methods
 from ghn_init.compare.plan import Plan
 from ghn_init.compare.store import Job, Store
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.tracing import trace
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.images.split import Split
+from ghn_init.methods.variants import Variant, different_methods
 from ghn_init.names import abridged
 from ghn_init.progress import Progress
 from ghn_init.report import Report
@@ -29,7 +34,7 @@ from ghn_init.report import Report
 
 def compare(
     build: Callable[[int], nn.Module],
-    methods: Sequence[Method],
+    methods: Sequence[str | Variant],
     data: Split,
     how: FineTuning,
     points: Sequence[Point],
@@ -49,7 +54,7 @@ def compare(
 
     Arguments:
         build: the model for a seed, with as many outputs as the data has classes.
-        methods: initializations.
+        methods: initializations, as `ghn_init.apply` takes them.
         data: images; where they are, the runs compute.
         how: the budget of a run.
         points: hyperparameters. Of several, each method gets those with which it is best on the
@@ -68,15 +73,17 @@ def compare(
             cannot be loaded, arguments that do not go together, or a file of other settings. That
             is before the first run.
     """
-    methods, points = check_methods(methods), tuple(dict.fromkeys(points))
+    variants, points = different_methods(methods), tuple(dict.fromkeys(points))
+    for variant in variants:
+        refuse_needy(variant.method)
     _check_plan(data, points, seeds)
-    hypernetworks = _hypernetworks(methods, ghn)
+    hypernetworks = _hypernetworks(variants, ghn)
     memory_format = runnable_format(lambda: build(0), data.train, how)
-    _check_model(build(0), methods, data, how)
+    _check_model(build(0), variants, data, how)
     settings = _settings(build(0), name, data, how)
     settings |= {f"{a} checkpoint": h.origin.sha256 or h.name for a, h in hypernetworks.items()}
     store = Store(results, settings)
-    plan = Plan(methods, points, seeds)
+    plan = Plan(variants, points, seeds)
     runner = _Runner(build, hypernetworks, data, how, memory_format)
     for method in plan.unfinished(store):
         runner.initialized(method, 0)  # an error that it may lead to is better known now
@@ -87,7 +94,7 @@ def compare(
             for method, job in phase(store):
                 if job not in store.outcomes:
                     store.add(job, runner.run(method, job, line))
-    rows = tuple(plan.row(store, method) for method in methods)
+    rows = tuple(plan.row(store, method) for method in variants)
     images = (data.train, data.validation, data.test)
     train, choice, test = (0 if part is None else len(part.labels) for part in images)
     return Comparison(
@@ -117,22 +124,19 @@ class _Runner:
     how: FineTuning
     memory_format: torch.memory_format
 
-    def initialized(self, method: Method, seed: int) -> tuple[nn.Module, Report]:
+    def initialized(self, method: Variant, seed: int) -> tuple[nn.Module, Report]:
         """A new model, initialized."""
         return apply(
             self.build(seed),
-            method.name,
-            ghn=None if method.arch is None else self.hypernetworks[method.arch],
+            method,
+            ghn=self.hypernetworks[arch] if (arch := method.method.hypernetwork) else None,
             head=self.how.head,
-            norms=method.norms or "auto",
-            noise=method.noise,
-            orth_start=method.orth_start,
             seed=seed,
             example_inputs=example_inputs(self.data),
             return_report=True,
         )
 
-    def run(self, method: Method, job: Job, line: Progress) -> Outcome:
+    def run(self, method: Variant, job: Job, line: Progress) -> Outcome:
         """One run. The images to choose on are looked at once, after the last step."""
         start = time.perf_counter()
         model, report = self.initialized(method, job.seed)
@@ -182,10 +186,12 @@ def _check_plan(data: Split, points: tuple[Point, ...], seeds: int) -> None:
         )
 
 
-def _check_model(model: nn.Module, methods: Sequence[Method], data: Split, how: FineTuning) -> None:
+def _check_model(
+    model: nn.Module, methods: Sequence[Variant], data: Split, how: FineTuning
+) -> None:
     """Refuse a model that cannot be initialized, or not trained in the precision."""
     in_bf16 = how.precision == "bf16" and data.device.type == "cpu"
-    if not in_bf16 and all(method.name == "rand" for method in methods):
+    if not in_bf16 and all(method.method.values is None for method in methods):
         return
     graph = trace(model, example_inputs(data))
     # PyTorch's bfloat16 weight gradients of dilated grouped convolutions are wrong on CPUs (2.14),
@@ -203,18 +209,18 @@ def _check_model(model: nn.Module, methods: Sequence[Method], data: Split, how: 
         )
 
 
-def _hypernetworks(methods: Sequence[Method], ghn: Checkpoints) -> dict[str, GHN]:
+def _hypernetworks(methods: Sequence[Variant], ghn: Checkpoints) -> dict[str, GHN]:
     """What the methods need, by architecture; refuses a checkpoint that none needs."""
     given = [ghn] if isinstance(ghn, (str, os.PathLike, GHN)) else ghn
     loaded = [load_hypernetwork(checkpoint) for checkpoint in given or ()]
     for hypernetwork in loaded:
         arch = hypernetwork.config.arch
-        if all(method.arch != arch for method in methods):
+        if all(method.method.hypernetwork != arch for method in methods):
             raise GHNInitError(
                 f"{hypernetwork.name} is a {arch}, and no method needs one: leave it out, or "
                 f"compare {arch} too."
             )
-    return load_hypernetworks([method.name for method in methods], loaded)
+    return load_hypernetworks([method.label for method in methods], loaded)
 
 
 def _settings(model: nn.Module, name: str, data: Split, how: FineTuning) -> dict[str, Any]:

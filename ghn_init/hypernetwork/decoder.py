@@ -221,20 +221,14 @@ class VectorDecoder(nn.Module):
         return self.fc(x).unflatten(-1, (2, -1))
 
 
-def fit(decoded: Tensor, shape: tuple[int, ...], repeat: bool = True) -> Tensor:
-    """Bring decoded tensors to a parameter's channels, cutting what is too large.
-
-    What is too small is repeated along the output, then the input channels.
+def cut(decoded: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The first channels of decoded tensors, as many as a parameter has.
 
     Arguments:
         decoded: `(N, out, ...)` or `(N, out, in, ...)`.
         shape: sizes of the parameter's channels, `(out,)` or `(out, in)`.
     """
     for axis, size in enumerate(shape[:2], start=1):
-        if repeat and decoded.shape[axis] < size:
-            times = [1] * decoded.dim()
-            times[axis] = -(-size // decoded.shape[axis])
-            decoded = decoded.repeat(times)
         decoded = decoded.narrow(axis, 0, min(size, decoded.shape[axis]))
     return decoded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ghn_init.graph.graph import NORMS, WEIGHTS, Graph, Node
 from ghn_init.hypernetwork.decoder import (
     Size,
-    fit,
+    cut,
     normalise_bias,
     normalise_norm_weight,
     normalise_weight,
@@ -22,6 +22,7 @@ from ghn_init.hypernetwork.decoder import (
 from ghn_init.hypernetwork.devices import moved
 from ghn_init.hypernetwork.encoding import class_tokens, shape4
 from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.weights.tiling import repeated
 
 _TOKEN_STD = 0.02
 """Standard deviation of the class tokens' rows in a positional embedding (spec, section 6)."""
@@ -54,42 +55,49 @@ class _Recipe:
 
 @dataclass(frozen=True)
 class _Target:
-    """A node to decode: graph and node index, and the node."""
+    """A node to decode.
+
+    Arguments:
+        graph, index: of the node.
+        node: the node.
+        wanted: the names of the parameters to predict, of those that it carries.
+    """
 
     graph: int
     index: int
     node: Node
+    wanted: tuple[str, ...]
 
 
 def predict_graphs(
     graphs: Sequence[Graph],
     ghn: GHN,
-    classifiers: Sequence[bool],
+    wanted: Sequence[Collection[str] | None] | None = None,
     seed: int = 0,
-    repeat: bool = True,
 ) -> list[dict[str, Tensor]]:
     """Predict the parameters of a batch of graphs; all of their nodes are decoded together.
 
     Arguments:
         graphs: one per model.
         ghn: the hypernetwork; it computes on its own device.
-        classifiers: for each graph, whether to predict its classification layer.
+        wanted: for each graph, the names of the parameters to predict; None for all of them.
         seed: of the rows for class tokens in positional embeddings, the only random values.
-        repeat: whether to repeat tensors that are decoded smaller than their parameter, and else
-            leave that to `assign`: of a wide model they are a small part of its size.
 
     Returns: for each graph, tensors by parameter name, on the hypernetwork's device, in its dtype.
+        What is decoded with fewer channels than its parameter has is returned as it is (of a wide
+        model it is a small part of its size): `weights.tiling.repeated` gives the whole tensor.
         Gradients flow to the hypernetwork unless they are switched off.
     """
     features = _features(graphs, ghn)
     starts = [0, *itertools.accumulate(map(len, graphs))]
     predicted: list[dict[str, Tensor]] = [{} for _ in graphs]
-    for batch in _batches(_groups(graphs, classifiers), ghn.config.channels):
-        for targets, tensors in _decode(ghn, features, starts, batch, seed, repeat):
+    groups = _groups(graphs, wanted or [None] * len(graphs))
+    for batch in _batches(groups, ghn.config.channels):
+        for targets, tensors in _decode(ghn, features, starts, batch, seed):
             columns = [tensor.unbind() for tensor in tensors]
             for target, *values in zip(targets, *columns, strict=True):
                 named = zip(_names(target.node), values, strict=False)
-                predicted[target.graph] |= {name: value for name, value in named if name}
+                predicted[target.graph] |= {n: value for n, value in named if n in target.wanted}
     return predicted
 
 
@@ -105,18 +113,21 @@ def _features(graphs: Sequence[Graph], ghn: GHN) -> Tensor:
     return torch.cat([rows[: len(graph)] for rows, graph in zip(padded, graphs, strict=True)])
 
 
-def _groups(graphs: Sequence[Graph], classifiers: Sequence[bool]) -> dict[_Recipe, list[_Target]]:
+def _groups(
+    graphs: Sequence[Graph], wanted: Sequence[Collection[str] | None]
+) -> dict[_Recipe, list[_Target]]:
     """Nodes to decode, by recipe."""
     groups: dict[_Recipe, list[_Target]] = defaultdict(list)
-    for g, (graph, with_classifier) in enumerate(zip(graphs, classifiers, strict=True)):
+    for g, (graph, names) in enumerate(zip(graphs, wanted, strict=True)):
         done: set[str] = set()
         heads = {index for head in graph.classifiers for index in head}
         for i, node in enumerate(graph.nodes):
             if node.param is None or node.param in done:
                 continue  # a parameter used twice is predicted from its first use
             done.add(node.param)
-            if with_classifier or i not in heads:
-                groups[_recipe(node, i in heads)].append(_Target(g, i, node))
+            chosen = tuple(n for n in _names(node) if n and (names is None or n in names))
+            if chosen:
+                groups[_recipe(node, i in heads)].append(_Target(g, i, node, chosen))
     return groups
 
 
@@ -161,7 +172,6 @@ def _decode(
     starts: Sequence[int],
     batch: list[tuple[_Recipe, list[_Target]]],
     seed: int,
-    repeat: bool,
 ) -> Iterator[tuple[list[_Target], tuple[Tensor, ...]]]:
     """For each recipe its targets, and what is decoded for them: one tensor, or two for norms.
 
@@ -177,31 +187,31 @@ def _decode(
     weights = iter(ghn.decoder(wanted))
     for (recipe, targets), x, size in zip(batch, rows, sizes, strict=True):
         if size:
-            yield targets, (_weight(ghn, next(weights), recipe, seed, repeat),)
+            yield targets, (_weight(ghn, next(weights), recipe, seed),)
         else:
-            yield targets, _vectors(ghn, x, recipe, repeat)
+            yield targets, _vectors(ghn, x, recipe)
 
 
-def _weight(ghn: GHN, decoded: Tensor, recipe: _Recipe, seed: int, repeat: bool) -> Tensor:
-    """`(N, out, in, height, width)` decoded weights -> `(N, *shape)` parameters."""
+def _weight(ghn: GHN, decoded: Tensor, recipe: _Recipe, seed: int) -> Tensor:
+    """`(N, out, in, height, width)` decoded weights -> `(N, *shape)`, or fewer channels."""
     shape = recipe.shape
     if recipe.kind == "position":
         return _positional(decoded, shape, seed)
     if recipe.kind == "class_weight":
         decoded = ghn.decoder.classifier(decoded[..., 0, 0])
-    weight = fit(normalise_weight(decoded, shape), shape[:2], repeat)
+    weight = cut(normalise_weight(decoded, shape), shape[:2])
     return weight.reshape(*weight.shape[:3], *shape[2:])
 
 
-def _vectors(ghn: GHN, x: Tensor, recipe: _Recipe, repeat: bool) -> tuple[Tensor, ...]:
-    """`(N, d)` features of nodes with one recipe -> `(N, *shape)` parameters; two for norms."""
+def _vectors(ghn: GHN, x: Tensor, recipe: _Recipe) -> tuple[Tensor, ...]:
+    """`(N, d)` features of nodes with one recipe -> `(N, out)` vectors; two for norms."""
     vectors = ghn.decoder_1d(x)
     if recipe.kind == "class_bias":
-        return (fit(normalise_bias(ghn.bias_class(vectors[:, 1])), recipe.shape, repeat),)
-    bias = fit(normalise_bias(vectors[:, 1]), recipe.shape, repeat)
+        return (cut(normalise_bias(ghn.bias_class(vectors[:, 1])), recipe.shape),)
+    bias = cut(normalise_bias(vectors[:, 1]), recipe.shape)
     if recipe.kind == "bias":
         return (bias,)
-    return fit(normalise_norm_weight(vectors[:, 0]), recipe.shape, repeat), bias
+    return cut(normalise_norm_weight(vectors[:, 0]), recipe.shape), bias
 
 
 def _positional(decoded: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -210,7 +220,8 @@ def _positional(decoded: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     One with four dimensions is taken as it is decoded.
     """
     out, in_, _, _ = shape4(shape, positional=True)
-    decoded = fit(decoded, (out, in_))
+    size = (out, in_, *decoded.shape[3:])
+    decoded = torch.stack([repeated(block, size) for block in cut(decoded, (out, in_))])
     if len(shape) == 4:
         return decoded
     patches = decoded.flatten(3).transpose(2, 3)

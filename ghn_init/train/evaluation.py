@@ -22,6 +22,7 @@ from ghn_init.progress import Progress
 from ghn_init.seeds import torch_generator
 from ghn_init.train.networks.genotypes import Architecture
 from ghn_init.train.networks.network import Network
+from ghn_init.weights.tiling import repeated_all
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _evaluate_one(
     """Accuracy with predicted parameters, and of the control, in percent."""
     network = Network(architecture, len(images.classes), images.image_size)
     with torch.no_grad():
-        (predicted,) = predict_graphs([network.graph], ghn, [True])
+        (blocks,) = predict_graphs([network.graph], ghn)
+        predicted = repeated_all(blocks, network.shapes)
         found = [accuracy(network, predicted, images, how)]
         if how.control:
             random = network.random_params(torch_generator(how.seed, "control", index))

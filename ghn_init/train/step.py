@@ -22,6 +22,7 @@ from ghn_init.images.data import Batch
 from ghn_init.seeds import seed_of
 from ghn_init.train.config import TrainConfig
 from ghn_init.train.networks.network import Network
+from ghn_init.weights.tiling import repeated_all
 
 
 class Timer:
@@ -113,7 +114,8 @@ def gradients(
     )
     with timer.part("predict"), autocast:
         graphs = [network.graph for _, network in networks]
-        predicted = predict_graphs(graphs, ghn, [True] * len(graphs))
+        blocks = predict_graphs(graphs, ghn)
+        predicted = [repeated_all(b, g.shapes) for b, g in zip(blocks, graphs, strict=True)]
     totals = Totals()
     gpus = [ghn.device] if ghn.device.type == "cuda" else []
     tensors: list[Tensor] = []

@@ -86,15 +86,18 @@ def post_process(
     """
     if not (steps.noise > 0 or steps.orth):
         return PostProcessed({}, ())
-    layers = weight_layers(graph)
     heads = classifier_weights(graph)
-    late = layers[max(0, steps.first_layer(len(layers)) - 1) :]
-    names = [name for name in late if name in tensors and name not in heads]
-    seeds = torch.randint(2**62, (len(names),), generator=generator).tolist()
-    found = _changed(
-        [_Layer(tensors[n], graph.shapes[n], seed) for n, seed in zip(names, seeds, strict=True)],
-        steps,
-    )
+    late = weight_layers(graph)
+    late = late[max(0, steps.first_layer(len(late)) - 1) :]
+    late = [name for name in late if name not in heads]
+    # Every layer has its seed, changed or not: what is left does not alter the noise of others.
+    seeds = torch.randint(2**62, (len(late),), generator=generator).tolist()
+    layers = {
+        n: _Layer(tensors[n], graph.shapes[n], seed)
+        for n, seed in zip(late, seeds, strict=True)
+        if n in tensors
+    }
+    names, found = list(layers), _changed(list(layers.values()), steps)
     weights = {name: weight for name, (weight, _) in zip(names, found, strict=True)}
     flags = torch.stack([lacked for _, lacked in found]).tolist() if found else []
     return PostProcessed(weights, tuple(itertools.compress(names, flags)))
@@ -144,6 +147,12 @@ def weight_layers(graph: Graph) -> list[str]:
 def classifier_weights(graph: Graph) -> set[str | None]:
     """Names of the classification layers' weights, which are never post-processed."""
     return {graph.nodes[weight].param for weight, _ in graph.classifiers}
+
+
+def hidden_layers(graph: Graph) -> list[str]:
+    """The same without the classification layers: what post-processing may change."""
+    heads = classifier_weights(graph)
+    return [name for name in weight_layers(graph) if name not in heads]
 
 
 def add_noise(weight: Tensor, beta: float, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,11 @@
-"""Tensors that are smaller than their parameter, and repeated along its first two axes."""
+"""Tensors that are smaller than their parameter are repeated along its first two axes.
+
+A hypernetwork decodes at most `C` output and input channels (GHN-2 paper, Section 4.1).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -29,9 +34,16 @@ def _double(target: Tensor, axis: int, done: int) -> None:
 
 
 def repeated(block: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The block at a parameter's size."""
+    """The block at a parameter's size. Gradients flow back to it."""
     if tuple(block.shape) == shape:
         return block
     whole = block.new_empty(shape)
     fill(whole, block)
     return whole
+
+
+def repeated_all(
+    blocks: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """All blocks at their parameters' sizes, by name."""
+    return {name: repeated(block, shapes[name]) for name, block in blocks.items()}

@@ -12,7 +12,7 @@ from image_folders import bright_and_dark
 from torch import nn
 
 from ghn_init.compare import Comparison, FineTuning, Point, Split, compare, load_split
-from ghn_init.compare import parse_methods as parse
+from ghn_init.methods import parse_methods as parse
 from ghn_init.models import create_model
 
 MODELS = """

@@ -18,6 +18,7 @@ from ghn_init.compare import Comparison, FineTuning, Outcome, Point, Split, load
 from ghn_init.compare import run as run_module
 from ghn_init.compare.finetune import evaluate, fine_tune, runnable_format
 from ghn_init.images.data import Images
+from ghn_init.methods import Variant
 
 Run = Callable[..., Comparison]
 Build = Callable[..., Callable[[int], nn.Module]]
@@ -119,9 +120,8 @@ def test_a_run_is_the_plain_recipe(optimizer: str, build: Build, data: Split) ->
 def test_methods_are_applied_with_their_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     applied = []
 
-    def recording(model: nn.Module, method: str, **keywords: Any) -> Any:
-        given = {name: keywords[name] for name in ("noise", "orth_start", "seed", "head", "norms")}
-        applied.append((method, *given.values(), keywords["ghn"]))
+    def recording(model: nn.Module, method: Variant, **keywords: Any) -> Any:
+        applied.append((method.label, *[keywords[name] for name in ("seed", "head", "ghn")]))
         return apply(model, method, **keywords)
 
     monkeypatch.setattr(run_module, "apply", recording)
@@ -129,8 +129,8 @@ def test_methods_are_applied_with_their_settings(run: Run, monkeypatch: pytest.M
     method = "ghn3-orth:noise=0,orth_start=2,norms=keep"
     run(f"orth,{method}", ghn=ghn, points=[Point(1e-2), Point(1e-3)])
     seeds = (0, -1, -1, 0, 1)
-    orth = [("orth", None, None, seed, "keep", "auto", None) for seed in seeds]
-    ghn3 = [("ghn3-orth", 0.0, 2, seed, "keep", "keep", ghn) for seed in seeds]
+    orth = [("orth", seed, "keep", None) for seed in seeds]
+    ghn3 = [(method, seed, "keep", ghn) for seed in seeds]
     assert [call for call in applied if call[0] == "orth"] == orth
     assert [call for call in applied if call[0] != "orth"] == ghn3
 

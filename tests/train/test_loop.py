@@ -69,7 +69,7 @@ def test_the_gradient_is_that_of_equation_10(config: MakeConfig, own_images: boo
     found = {name: p.grad.clone() for name, p in ghn.named_parameters() if p.grad is not None}
 
     ghn.zero_grad()
-    predicted = predict_graphs([n.graph for _, n in networks], ghn, [True] * 3)
+    predicted = predict_graphs([n.graph for _, n in networks], ghn)
     losses = [
         F.cross_entropy(network(seen[place][0], params), seen[place][1])
         + 0.01 * sum(tensor.norm() for tensor in params.values())

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ghn_init import METHODS, GHNInitError
-from ghn_init.compare import Method, parse_methods
+from ghn_init.methods import Variant, find_method, parse_methods
+
+
+def variant(name: str, *args: Any, **settings: Any) -> Variant:
+    return Variant(find_method(name), *args, **settings)
 
 
 def test_lists() -> None:
-    assert parse_methods(",".join(METHODS)) == tuple(map(Method, METHODS))
+    assert parse_methods(",".join(METHODS)) == tuple(map(variant, METHODS))
     assert parse_methods("rand, ghn3:noise=0 ,ghn3-orth:noise=1e-4,orth_start=20,orth") == (
-        Method("rand"),
-        Method("ghn3", noise=0.0),
-        Method("ghn3-orth", noise=1e-4, orth_start=20),
-        Method("orth"),
+        variant("rand"),
+        variant("ghn3", noise=0.0),
+        variant("ghn3-orth", noise=1e-4, orth_start=20),
+        variant("orth"),
     )
 
 
 def test_a_label_is_read_as_the_same_method() -> None:
     methods = [
-        Method("ghn3-orth", 0.0, 1),
-        Method("ghn3-orth", 0, 1.0),
-        Method("ghn2-orth", orth_start=0.685),
-        Method("ghn3", 1e-5 / 3),
-        Method("rand"),
-        Method("ghn3", 0, norms="keep"),
+        variant("ghn3-orth", 0.0, 1),
+        variant("ghn3-orth", 0, 1.0),
+        variant("ghn2-orth", orth_start=0.685),
+        variant("ghn3", 1e-5 / 3),
+        variant("rand"),
+        variant("ghn3", 0, norms="keep"),
     ]
     labels = [method.label for method in methods]
     assert labels[:3] == [
@@ -54,21 +60,21 @@ def test_settings_for_all_methods_that_have_them() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("magic", "unknown method 'magic': choose among ghn3-orth, ghn3"),
+        ("magic", "unknown method 'magic': choose one of ghn3-orth, ghn3"),
         ("", "unknown method ''"),
         ("rand,rand", "one or more different ones"),
         ("ghn3,ghn3-orth,ghn3", "one or more different ones"),
-        ("rand:noise=0", "method rand has no noise"),
-        ("orth:orth_start=3", "method orth has no orth_start"),
-        ("ghn3:orth_start=3", "method ghn3 has no orth_start"),
+        ("rand:noise=0", "method 'rand' adds no noise"),
+        ("rand:orth_start=3", "method 'rand' has no orthogonal step"),
+        ("ghn3:orth_start=3", "method 'ghn3' has no orthogonal step"),
         ("ghn3:noise=loud", "'noise=loud' in method 'ghn3:noise=loud': give a number"),
-        ("ghn3:noise=nan", "noise of ghn3 is nan: give a number from 0 up"),
+        ("ghn3:noise=nan", "noise: it is nan. Give a number from 0 up"),
         ("ghn3:noise=-1", "from 0 up"),
         ("ghn3-orth:orth_start=1.5", "share of the depth, at most 1"),
         ("ghn3-orth:noise=0,noise=1", "once each"),
         ("ghn3-orth:volume=0", "give one of noise, orth_start, norms"),
-        ("orth:norms=keep", "method orth has no norms"),
-        ("ghn3:norms=forget", "norms of ghn3 is 'forget': give one of auto, predict, keep"),
+        ("orth:norms=keep", "method 'orth' does not write norm"),
+        ("ghn3:norms=forget", "unknown norms 'forget': choose one of auto, predict, keep"),
         ("noise=0", "unknown method 'noise=0'"),
     ],
 )

@@ -1,0 +1,98 @@
+"""What an initialization method declares, and what it is given to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghn_init.graph.graph import Graph
+from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.weights.postprocess import hidden_layers
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to initialize, as a method sees it.
+
+    Arguments:
+        model: to read from. `apply` writes to it, not the method.
+        graph: the model's graph.
+        writable: names of the parameters that may be written. All others are left as they are,
+            whatever the method gives for them.
+        generator: a CPU generator with the caller's seed, for all random values.
+        seed: the caller's seed.
+        hypernetwork: for a method that needs one, else None.
+        images: `(B, C, H, W)`, for a method that needs them, else None.
+        labels: `(B,)`, likewise.
+        source: what the values are taken from, likewise.
+    """
+
+    model: nn.Module
+    graph: Graph
+    writable: Set[str]
+    generator: torch.Generator
+    seed: int
+    hypernetwork: GHN | None = None
+    images: Tensor | None = None
+    labels: Tensor | None = None
+    source: Any = None
+
+    @property
+    def layers(self) -> list[str]:
+        """Convolution and linear weights but the classifier's, in the order of the graph."""
+        return hidden_layers(self.graph)
+
+
+Values = Mapping[str, Tensor]
+"""New values by parameter name. A tensor that is smaller than its parameter is repeated along the
+first two axes (GHN-2 paper, Section 4.1)."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An initialization, declared once: what it needs, what it does, and where it is from.
+
+    Arguments:
+        name: what `apply(model, name)` and the command line call it: letters, digits, `-` and `_`.
+        values: gives the new values for a job. None leaves the model's own initialization.
+        summary: one line for `ghn-init list`.
+        paper: the source.
+        hypernetwork: the architecture of the hypernetwork that it needs: `"ghn3"` or `"ghn2"`.
+        images, labels, source: whether it needs the argument of that name of `apply`.
+        noise: beta of the noise that is added to convolution and linear weights (second paper,
+            Eq. 1), where the user does not give another. None: it adds none, and takes none.
+        orthogonal: whether these weights are then made orthogonal (second paper, Eq. 2).
+        orth_start: the layer L from which both happen, counted from 1 (int) or as a share of the
+            depth (float). None: as suits the hypernetwork's checkpoint.
+    """
+
+    name: str
+    values: Callable[[Job], Values] | None
+    summary: str = ""
+    paper: str = ""
+    hypernetwork: str | None = None
+    images: bool = False
+    labels: bool = False
+    source: bool = False
+    noise: float | None = None
+    orthogonal: bool = False
+    orth_start: int | float | None = 1
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The arguments of `apply` that it cannot do without: of `images`, `labels`, `source`."""
+        return tuple(name for name in ("images", "labels", "source") if getattr(self, name))
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What a user may set: of `noise`, `orth_start` and `norms`."""
+        takes = {
+            "noise": self.noise is not None,
+            "orth_start": self.orthogonal,
+            "norms": self.hypernetwork is not None,
+        }
+        return tuple(name for name, taken in takes.items() if taken)
