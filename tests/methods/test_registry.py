@@ -32,7 +32,9 @@ def small() -> Iterator[Method]:
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
-    hidden = [p.flatten() for n, p in model.named_parameters() if p.dim() > 1 and "head" not in n]
+    hidden = [
+        p.detach().flatten() for n, p in model.named_parameters() if p.dim() > 1 and "head" not in n
+    ]
     return torch.cat(hidden)
 
 

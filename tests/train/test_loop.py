@@ -29,6 +29,7 @@ from ghn_init.train.loop import Schedule, learning_rate, train
 from ghn_init.train.networks.nets import load_nets
 from ghn_init.train.sampling import MetaBatches
 from ghn_init.train.step import Timer, Totals, gradients
+from ghn_init.weights.tiling import repeated_all
 
 MakeConfig = Callable[..., TrainConfig]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -69,7 +70,8 @@ def test_the_gradient_is_that_of_equation_10(config: MakeConfig, own_images: boo
     found = {name: p.grad.clone() for name, p in ghn.named_parameters() if p.grad is not None}
 
     ghn.zero_grad()
-    predicted = predict_graphs([n.graph for _, n in networks], ghn)
+    blocks = predict_graphs([n.graph for _, n in networks], ghn)
+    predicted = [repeated_all(b, n.shapes) for b, (_, n) in zip(blocks, networks, strict=True)]
     losses = [
         F.cross_entropy(network(seen[place][0], params), seen[place][1])
         + 0.01 * sum(tensor.norm() for tensor in params.values())
