@@ -10,8 +10,7 @@ used, so that importing the package is free.
 import lazy_loader
 
 from ghn_init import timm_hook
-
-__version__ = "0.1.0"
+from ghn_init.version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from ghn_init import __version__
 from ghn_init.errors import GHNInitError
 from ghn_init.files import atomic_path
-from ghn_init.graph.graph import NORMS, Graph
+from ghn_init.graph.graph import Graph
 from ghn_init.graph.isolation import plain_modes
 from ghn_init.graph.tracing import check_traceable, trace
 from ghn_init.hypernetwork.encoding import class_tokens
@@ -21,21 +20,20 @@ from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.loading.load import load_default, load_ghn
 from ghn_init.loading.readers.safetensors_files import save
+from ghn_init.methods.kept import HEADS, kept_head, kept_parameters
 from ghn_init.methods.method import Job, Method
 from ghn_init.methods.registry import METHODS
+from ghn_init.methods.values import new_values, post_processing
 from ghn_init.methods.variants import Variant, parse_method
 from ghn_init.report import Report
+from ghn_init.version import __version__
 from ghn_init.weights.assignment import assign, check_writable
 from ghn_init.weights.postprocess import (
     PostProcessed,
     PostProcessing,
-    post_process,
     weight_layers,
 )
 from ghn_init.weights.tiling import repeated_all
-
-HEADS = ("auto", "predict", "keep")
-"""What can be done with the classification layer."""
 
 Checkpoint = str | os.PathLike[str] | GHN
 """A hypernetwork, its name or its path."""
@@ -157,7 +155,7 @@ def apply(
         return (model, report) if return_report else model
     hypernetwork, warning = _hypernetwork(variant.method, ghn, device)
     graph = trace(model, example_inputs)
-    kept = _kept(model, graph, hypernetwork, variant, head, include_frozen)
+    kept = kept_parameters(model, graph, hypernetwork, variant, head, include_frozen)
     job = Job(
         model,
         graph,
@@ -167,8 +165,8 @@ def apply(
         hypernetwork,
         **given,
     )
-    steps = _steps(variant, hypernetwork)
-    values, processed = _values(job, variant.method, steps)
+    steps = post_processing(variant, hypernetwork)
+    values, processed = new_values(job, variant.method, steps)
     tensors = values | processed.tensors
     check_writable(model, tensors)
     assign(model, tensors, seed)
@@ -213,7 +211,7 @@ def predict(
         graphs = [graph] if isinstance(graph, Graph) else list(graph)
     if len(graphs) != len(models):
         raise GHNInitError(f"{len(models)} models and {len(graphs)} graphs: give one graph each.")
-    wanted = [g.shapes.keys() - _kept_head(g, hypernetwork, head) for g in graphs]
+    wanted = [g.shapes.keys() - kept_head(g, hypernetwork, head) for g in graphs]
     with plain_modes(), torch.no_grad(), torch.device("cpu"):
         found = predict_graphs(graphs, hypernetwork, wanted, seed)
         whole = [repeated_all(f, g.shapes) for f, g in zip(found, graphs, strict=True)]
@@ -320,115 +318,6 @@ def _hypernetwork(
             f"is a {arch}: use method={' or '.join(fitting) or 'another'}."
         )
     return loaded, warning
-
-
-# -- what is left
-
-
-def _kept(
-    model: nn.Module,
-    graph: Graph,
-    ghn: GHN | None,
-    variant: Variant,
-    head: str,
-    include_frozen: bool,
-) -> dict[str, str]:
-    """Parameters that are left as they are, with the reason. Nothing is computed for them."""
-    kept = dict(graph.left)
-    if ghn is not None:
-        _leave(kept, _kept_head(graph, ghn, head), _head_reason(graph, ghn, head))
-        _leave(kept, *_kept_norms(graph, ghn, variant.norms or "auto"))
-    if not include_frozen:
-        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        _leave(kept, frozen, "frozen (requires_grad=False); see include_frozen")
-    return kept
-
-
-def _leave(kept: dict[str, str], names: Collection[str], reason: str) -> None:
-    """Add names and their reason, but for names that have another reason already."""
-    for name in names:
-        kept.setdefault(name, reason)
-
-
-def _kept_head(graph: Graph, ghn: GHN, head: str) -> frozenset[str]:
-    """Parameters of the classification layers, if they are not to be predicted."""
-    if head == "predict" or (head == "auto" and graph.num_classes == ghn.config.num_classes):
-        return frozenset()
-    indices = (index for both in graph.classifiers for index in both if index is not None)
-    return frozenset(param for i in indices if (param := graph.nodes[i].param))
-
-
-def _head_reason(graph: Graph, ghn: GHN, head: str) -> str:
-    if head == "keep":
-        return 'classification layer kept (head="keep")'
-    return (
-        f"classification layer of {graph.num_classes} classes, the checkpoint's has "
-        f'{ghn.config.num_classes} (head="predict" predicts it all the same)'
-    )
-
-
-def _kept_norms(graph: Graph, ghn: GHN, norms: str) -> tuple[frozenset[str], str]:
-    """Parameters of normalization layers that are not predicted, and why."""
-    if norms == "keep":
-        return graph.norm_parameters(), 'normalization layer kept (norms="keep")'
-    if norms == "predict":
-        return frozenset(), ""
-    reason = (
-        f"normalization layer kept: checkpoint {ghn.name} has seen too few of its kind "
-        '(norms="predict" predicts it)'
-    )
-    return graph.norm_parameters(NORMS - ghn.defaults.norms), reason
-
-
-# -- values
-
-
-def _steps(variant: Variant, ghn: GHN | None) -> PostProcessing:
-    """The post-processing that a method does, or the user wants."""
-    method = variant.method
-    noise = method.noise if variant.noise is None else variant.noise
-    suited = ghn.defaults.orth_start if ghn is not None else 1
-    start = next(s for s in (variant.orth_start, method.orth_start, suited) if s is not None)
-    return PostProcessing(noise or 0.0, method.orthogonal, start)
-
-
-def _values(
-    job: Job, method: Method, steps: PostProcessing
-) -> tuple[dict[str, Tensor], PostProcessed]:
-    """What the method gives for the parameters that may be written, and post-processing of it."""
-    assert method.values is not None
-    # Whatever default device the caller has set, what is drawn is drawn on the CPU.
-    with plain_modes(), torch.no_grad(), torch.device("cpu"):
-        given = method.values(job)
-        _check_shapes(given, job.graph)
-        values = {name: given[name].float() for name in job.writable if name in given}
-        _check_finite(values, job)
-        return values, post_process(job.graph, values, steps, job.generator)
-
-
-def _check_shapes(values: Mapping[str, Tensor], graph: Graph) -> None:
-    """Refuse what cannot be written: a method of a third party may give anything."""
-    for name, tensor in values.items():
-        shape = graph.shapes.get(name)
-        if shape is None:
-            raise GHNInitError(f"the method gives a value for {name}, and the model has none.")
-        found, free = tuple(tensor.shape), min(2, len(shape))  # axes that a block is repeated along
-        fits = len(found) == len(shape) and found[free:] == shape[free:]
-        if not fits or any(not 0 < size <= s for size, s in zip(found, shape, strict=True)):
-            raise GHNInitError(f"the method gives {name} the shape {found}, and it has {shape}.")
-
-
-def _check_finite(values: Mapping[str, Tensor], job: Job) -> None:
-    if not values:
-        return
-    finite = torch.stack([torch.isfinite(tensor).all() for tensor in values.values()])
-    for name, is_finite in zip(values, finite.tolist(), strict=True):  # a GPU is waited for once
-        if not is_finite:
-            who = "the method gives" if job.hypernetwork is None else "the checkpoint predicts"
-            raise GHNInitError(
-                f"{who} values for {name} that are not finite: it does not suit this model. "
-                f"Use another {'method' if job.hypernetwork is None else 'checkpoint'}."
-            )
 
 
 # -- the report

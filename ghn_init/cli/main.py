@@ -12,11 +12,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from ghn_init import __version__
 from ghn_init.cli.analysis import add_parsers as add_analysis
 from ghn_init.cli.compare import add_parser as add_comparison
 from ghn_init.cli.train import add_parser as add_training
 from ghn_init.errors import GHNInitError
+from ghn_init.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

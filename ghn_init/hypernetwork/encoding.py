@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ghn_init.devices import moved
 from ghn_init.graph.graph import MAX_DISTANCE, PRIMITIVES, Graph
-from ghn_init.hypernetwork.devices import moved
 
 MAX_DEGREE = 100
 MAX_INPUT_DISTANCE = 1000

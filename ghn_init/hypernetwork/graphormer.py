@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghn_init.devices import moved
 from ghn_init.graph.graph import MAX_DISTANCE
-from ghn_init.hypernetwork.devices import moved
 from ghn_init.hypernetwork.encoding import EncodedGraphs, pair_rows
 
 _EDGE_SHIFT = 2

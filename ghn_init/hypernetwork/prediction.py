@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ghn_init.devices import moved
 from ghn_init.graph.graph import NORMS, WEIGHTS, Graph, Node
 from ghn_init.hypernetwork.decoder import (
     Size,
@@ -19,7 +20,6 @@ from ghn_init.hypernetwork.decoder import (
     normalise_norm_weight,
     normalise_weight,
 )
-from ghn_init.hypernetwork.devices import moved
 from ghn_init.hypernetwork.encoding import class_tokens, shape4
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.weights.tiling import repeated

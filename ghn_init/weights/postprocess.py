@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ghn_init.devices import moved
 from ghn_init.graph.graph import WEIGHTS, Graph
-from ghn_init.hypernetwork.devices import moved
 from ghn_init.weights.parallel import side_by_side
 from ghn_init.weights.tiling import repeated
 

@@ -1,0 +1,69 @@
+"""Which parameters are left as they are, and why. It is decided before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import nn
+
+from ghn_init.graph.graph import NORMS, Graph
+from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.methods.variants import Variant
+
+HEADS = ("auto", "predict", "keep")
+"""What can be done with the classification layer."""
+
+
+def kept_parameters(
+    model: nn.Module,
+    graph: Graph,
+    ghn: GHN | None,
+    variant: Variant,
+    head: str,
+    include_frozen: bool,
+) -> dict[str, str]:
+    """Parameters that are left as they are, with the reason. Nothing is computed for them."""
+    kept = dict(graph.left)
+    if ghn is not None:
+        _leave(kept, kept_head(graph, ghn, head), _head_reason(graph, ghn, head))
+        _leave(kept, *_kept_norms(graph, ghn, variant.norms or "auto"))
+    if not include_frozen:
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        _leave(kept, frozen, "frozen (requires_grad=False); see include_frozen")
+    return kept
+
+
+def _leave(kept: dict[str, str], names: Collection[str], reason: str) -> None:
+    """Add names and their reason, but for names that have another reason already."""
+    for name in names:
+        kept.setdefault(name, reason)
+
+
+def kept_head(graph: Graph, ghn: GHN, head: str) -> frozenset[str]:
+    """Parameters of the classification layers, if they are not to be predicted."""
+    if head == "predict" or (head == "auto" and graph.num_classes == ghn.config.num_classes):
+        return frozenset()
+    indices = (index for both in graph.classifiers for index in both if index is not None)
+    return frozenset(param for i in indices if (param := graph.nodes[i].param))
+
+
+def _head_reason(graph: Graph, ghn: GHN, head: str) -> str:
+    if head == "keep":
+        return 'classification layer kept (head="keep")'
+    return (
+        f"classification layer of {graph.num_classes} classes, the checkpoint's has "
+        f'{ghn.config.num_classes} (head="predict" predicts it all the same)'
+    )
+
+
+def _kept_norms(graph: Graph, ghn: GHN, norms: str) -> tuple[frozenset[str], str]:
+    """Parameters of normalization layers that are not predicted, and why."""
+    if norms == "keep":
+        return graph.norm_parameters(), 'normalization layer kept (norms="keep")'
+    if norms == "predict":
+        return frozenset(), ""
+    reason = (
+        f"normalization layer kept: checkpoint {ghn.name} has seen too few of its kind "
+        '(norms="predict" predicts it)'
+    )
+    return graph.norm_parameters(NORMS - ghn.defaults.norms), reason

@@ -1,0 +1,64 @@
+"""A method's values for one model, checked and post-processed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ghn_init.errors import GHNInitError
+from ghn_init.graph.graph import Graph
+from ghn_init.graph.isolation import plain_modes
+from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.methods.method import Job, Method
+from ghn_init.methods.variants import Variant
+from ghn_init.weights.postprocess import PostProcessed, PostProcessing, post_process
+
+
+def post_processing(variant: Variant, ghn: GHN | None) -> PostProcessing:
+    """The post-processing that a method does, or the user wants."""
+    method = variant.method
+    noise = method.noise if variant.noise is None else variant.noise
+    suited = ghn.defaults.orth_start if ghn is not None else 1
+    start = next(s for s in (variant.orth_start, method.orth_start, suited) if s is not None)
+    return PostProcessing(noise or 0.0, method.orthogonal, start)
+
+
+def new_values(
+    job: Job, method: Method, steps: PostProcessing
+) -> tuple[dict[str, Tensor], PostProcessed]:
+    """What the method gives for the parameters that may be written, and post-processing of it."""
+    assert method.values is not None
+    # Whatever default device the caller has set, what is drawn is drawn on the CPU.
+    with plain_modes(), torch.no_grad(), torch.device("cpu"):
+        given = method.values(job)
+        _check_shapes(given, job.graph)
+        values = {name: given[name].float() for name in job.writable if name in given}
+        _check_finite(values, job)
+        return values, post_process(job.graph, values, steps, job.generator)
+
+
+def _check_shapes(values: Mapping[str, Tensor], graph: Graph) -> None:
+    """Refuse what cannot be written: a method of a third party may give anything."""
+    for name, tensor in values.items():
+        shape = graph.shapes.get(name)
+        if shape is None:
+            raise GHNInitError(f"the method gives a value for {name}, and the model has none.")
+        found, free = tuple(tensor.shape), min(2, len(shape))  # axes that a block is repeated along
+        fits = len(found) == len(shape) and found[free:] == shape[free:]
+        if not fits or any(not 0 < size <= s for size, s in zip(found, shape, strict=True)):
+            raise GHNInitError(f"the method gives {name} the shape {found}, and it has {shape}.")
+
+
+def _check_finite(values: Mapping[str, Tensor], job: Job) -> None:
+    if not values:
+        return
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in values.values()])
+    for name, is_finite in zip(values, finite.tolist(), strict=True):  # a GPU is waited for once
+        if not is_finite:
+            who = "the method gives" if job.hypernetwork is None else "the checkpoint predicts"
+            raise GHNInitError(
+                f"{who} values for {name} that are not finite: it does not suit this model. "
+                f"Use another {'method' if job.hypernetwork is None else 'checkpoint'}."
+            )
