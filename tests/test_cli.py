@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 import safetensors.torch
@@ -246,3 +247,64 @@ def run(code: str, **environment: str) -> str:
         env={**os.environ, **environment},
     )  # fmt: skip
     return result.stdout
+
+
+def command(
+    *words: str, code: str = "", stdout: int | IO[str] = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, after some code."""
+    program = (
+        f"import sys; from ghn_init.cli import main\n{code}\nsys.exit(main.main(sys.argv[1:]))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, *words], stdout=stdout, stderr=subprocess.PIPE, text=True,
+        encoding="utf-8", env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = command("list", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "ghn-init: No space left on device: standard output\n"
+
+
+def test_a_terminal_that_is_not_utf8(tmp_path: Path) -> None:
+    model = tmp_path / "\N{GREEK CAPITAL LETTER OMEGA}.py"
+    model.write_text("from torch import nn\ndef f():\n    return nn.Linear(3, 2)\n")
+    done = command("trace", f"{model}:f", PYTHONIOENCODING="latin-1", PYTHONUTF8="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path}/?.py:f")
+
+
+def test_interrupted_in_a_command(tmp_path: Path) -> None:
+    model = tmp_path / "model.py"
+    model.write_text("import os, signal\ndef f():\n    os.kill(os.getpid(), signal.SIGINT)\n")
+    done = command("trace", f"{model}:f")
+    assert (done.returncode, done.stderr) == (130, "ghn-init: interrupted\n")
+
+
+def test_interrupted_while_torch_is_imported() -> None:
+    """An exception there would be one in C++ code, which aborts."""
+    code = (
+        "import os, signal\n"
+        "main.importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGINT)"
+    )
+    done = command("list", code=code)
+    assert (done.returncode, done.stderr) == (130, "ghn-init: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--orth-start", "abc", "'abc' is no layer: give a number such as 12, or a share"),
+        ("--seed", "x", "invalid int value: 'x'"),
+    ],
+)
+def test_arguments_that_cannot_be_read(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "resnet18", "-o", "x.safetensors", option, value])
+    assert message in capsys.readouterr().err

@@ -8,19 +8,26 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghn_init.cli.arguments import (
+    Commands,
+    Parser,
+    add_ghns,
+    add_input_shape,
+    add_json,
+    add_model,
+    add_num_classes,
+    add_seed,
+    names,
+    shape,
+)
+
 if TYPE_CHECKING:
     from ghn_init.analysis.models import LazyModels
     from ghn_init.analysis.results import Result
 
-_MODEL = "a timm or torchvision model name, or path/to/file.py:factory"
 
-
-def add_parsers(commands: Any) -> None:
-    """Add the commands to `ghn-init`.
-
-    Arguments:
-        commands: what `ArgumentParser.add_subparsers` gave.
-    """
+def add_parsers(commands: Commands) -> None:
+    """Add the commands to `ghn-init`."""
     _add_draw(commands)
     _add_diagnose(commands)
     _add_diversity(commands)
@@ -28,40 +35,16 @@ def add_parsers(commands: Any) -> None:
     _add_rank(commands)
 
 
-def _add_outputs(parser: argparse.ArgumentParser, suffixes: str = ".png or .svg") -> None:
+def _add_outputs(parser: Parser, suffixes: str = ".png or .svg") -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help=f"write the picture: {suffixes}")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    add_json(parser)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=_MODEL)
-    _add_build(parser)
+def _add_methods(parser: Parser, default: str) -> None:
     parser.add_argument(
-        "--input-shape", type=_shape, metavar="3xHxW", help="default: what the model takes"
-    )
-
-
-def _add_models(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", metavar="MODEL", nargs="+", help=_MODEL)
-    _add_build(parser)
-
-
-def _add_build(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--library", choices=("timm", "torchvision"), help="default: timm first")
-    parser.add_argument("--num-classes", type=int, metavar="N", help="default: the model's own")
-
-
-def _add_seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    """`"64x3x7x7"` -> `(64, 3, 7, 7)`."""
-    return tuple(int(size) for size in text.split("x"))
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+        "--methods", type=names, default=names(default), metavar="LIST",
+        help=f"of `ghn-init list`, or pretrained; default: {default}",
+    )  # fmt: skip
 
 
 def _finish(result: Result, options: argparse.Namespace) -> None:
@@ -95,9 +78,11 @@ def _lazy_models(options: argparse.Namespace, pretrained: bool = False) -> LazyM
     return LazyModels(options.models, options.library, options.num_classes, seed, pretrained)
 
 
-def _add_draw(commands: Any) -> None:
+def _add_draw(commands: Commands) -> None:
     parser = commands.add_parser("draw", help="draw the graph that a hypernetwork reads")
-    _add_model(parser)
+    add_model(parser)
+    add_num_classes(parser)
+    add_input_shape(parser)
     parser.add_argument(
         "--head", type=int, default=1000, metavar="N", help="classes of the checkpoint in mind: a "
         "classifier of another size is not predicted; default: %(default)s",
@@ -124,27 +109,19 @@ def _draw(options: argparse.Namespace) -> None:
     _finish(result, options)
 
 
-def _add_diagnose(commands: Any) -> None:
+def _add_diagnose(commands: Commands) -> None:
     parser = commands.add_parser("diagnose", help="compare initializations before training")
-    _add_model(parser)
-    parser.add_argument(
-        "--methods", type=_names, default=["rand", "orth", "ghn3", "ghn3-orth"], metavar="LIST",
-        help="of `ghn-init list`, or pretrained; default: rand,orth,ghn3,ghn3-orth",
-    )  # fmt: skip
-    _add_checkpoints(parser)
+    add_model(parser)
+    add_num_classes(parser)
+    add_input_shape(parser)
+    _add_methods(parser, "rand,orth,ghn3,ghn3-orth")
+    add_ghns(parser)
     parser.add_argument("--data", metavar="DIR", help="images by class; default: random ones")
-    parser.add_argument("--layers", type=_names, metavar="LIST", help="weights to show in full")
+    parser.add_argument("--layers", type=names, metavar="LIST", help="weights to show in full")
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="default: 8")
-    _add_seed(parser)
+    add_seed(parser)
     _add_outputs(parser)
     parser.set_defaults(run=_diagnose)
-
-
-def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ghn", action="append", metavar="CHECKPOINT",
-        help="name or path, once for ghn3 and once for ghn2; see `ghn-init list`",
-    )  # fmt: skip
 
 
 def _diagnose(options: argparse.Namespace) -> None:
@@ -175,19 +152,17 @@ def _diagnose(options: argparse.Namespace) -> None:
     _finish(result, options)
 
 
-def _add_diversity(commands: Any) -> None:
+def _add_diversity(commands: Commands) -> None:
     parser = commands.add_parser("diversity", help="how different tensors of one shape are")
-    _add_models(parser)
+    add_model(parser, several=True)
+    add_num_classes(parser)
+    _add_methods(parser, "ghn3")
+    add_ghns(parser)
     parser.add_argument(
-        "--methods", type=_names, default=["ghn3"], metavar="LIST",
-        help="of `ghn-init list`, or pretrained; default: ghn3",
-    )  # fmt: skip
-    _add_checkpoints(parser)
-    parser.add_argument(
-        "--shape", type=_shape, action="append", metavar="64x3x7x7",
+        "--shape", type=shape, action="append", metavar="64x3x7x7",
         help="may be repeated; default: the three most frequent",
     )  # fmt: skip
-    _add_seed(parser)
+    add_seed(parser)
     _add_outputs(parser)
     parser.set_defaults(run=_diversity)
 
@@ -208,9 +183,10 @@ def _diversity(options: argparse.Namespace) -> None:
     _finish(result, options)
 
 
-def _add_embed(commands: Any) -> None:
+def _add_embed(commands: Commands) -> None:
     parser = commands.add_parser("embed", help="map architectures as a hypernetwork sees them")
-    _add_models(parser)
+    add_model(parser, several=True)
+    add_num_classes(parser)
     parser.add_argument("--ghn", required=True, metavar="CHECKPOINT", help="name or path")
     parser.add_argument(
         "--color", default="size", metavar="COLUMN",
@@ -246,20 +222,21 @@ def _colors(options: argparse.Namespace) -> dict[str, Any]:
     return {"column": options.color, "values": values}
 
 
-def _add_rank(commands: Any) -> None:
+def _add_rank(commands: Commands) -> None:
     parser = commands.add_parser("rank", help="Kendall's tau of what is known before training")
-    _add_models(parser)
+    add_model(parser, several=True)
+    add_num_classes(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="images by class")
     parser.add_argument(
         "--table", required=True, metavar="FILE", help="CSV or JSON with the models' accuracies"
     )
     parser.add_argument("--accuracy", metavar="COLUMN", help="default: the only one")
     parser.add_argument("--ghn", metavar="CHECKPOINT", help="adds the accuracy it predicts")
-    parser.add_argument("--metrics", type=_names, metavar="LIST", help="default: all six")
+    parser.add_argument("--metrics", type=names, metavar="LIST", help="default: all six")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="default: 32")
     parser.add_argument("--images", type=int, default=512, metavar="N",
                         help="for the accuracy; default: 512")  # fmt: skip
-    _add_seed(parser)
+    add_seed(parser)
     _add_outputs(parser)
     parser.set_defaults(run=_rank)
 

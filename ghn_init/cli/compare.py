@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ghn_init.cli.arguments import Commands, Parser, add_ghns, add_json, add_model, add_noise
+
 if TYPE_CHECKING:
     from ghn_init.compare.comparison import Comparison
     from ghn_init.compare.finetune import FineTuning, Point
@@ -20,22 +22,15 @@ _VALIDATION = 1000
 _PICTURE, _RESULTS = "curves.png", "results.json"
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to `ghn-init`.
-
-    Arguments:
-        commands: what `ArgumentParser.add_subparsers` gave.
-    """
+def add_parser(commands: Commands) -> None:
+    """Add the command to `ghn-init`."""
     parser = commands.add_parser(
         "compare",
         help="fine-tune a model from several initializations",
         description="Fine-tune one model from several initializations, under the same budget and "
         "on the same images; print final accuracies, and the steps to given ones.",
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help="a timm or torchvision name, or file.py:factory"
-    )
-    parser.add_argument("--library", choices=("timm", "torchvision"), help="default: timm first")
+    add_model(parser)
     _add_methods(parser)
     _add_images(parser)
     _add_budget(parser)
@@ -46,28 +41,23 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs, so that the "
                         "same command goes on where it was stopped, and the picture")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda or another; default: a GPU where there is one")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    add_json(parser)
     parser.set_defaults(run=_compare)
 
 
-def _add_methods(parser: argparse.ArgumentParser) -> None:
+def _add_methods(parser: Parser) -> None:
     parser.add_argument(
         "--methods", default="rand,orth,ghn3,ghn3-orth", metavar="LIST",
         help="of `ghn-init list`, each NAME or, with the keys noise, orth_start and norms, "
         "NAME:key=value,key=value; default: %(default)s",
     )  # fmt: skip
-    parser.add_argument(
-        "--ghn", action="append", metavar="CHECKPOINT",
-        help="name or path, once for ghn3 and once for ghn2; see `ghn-init list`",
-    )  # fmt: skip
+    add_ghns(parser)
     parser.add_argument("--head", default="keep", help="keep (default): the classifier starts "
                         "random in all methods; auto or predict")  # fmt: skip
-    parser.add_argument("--noise", type=float, metavar="BETA", help="of the ghn methods")
-    parser.add_argument("--orth-start", type=_layer, metavar="L",
-                        help="of the ghn*-orth methods: a layer, or a share of them")  # fmt: skip
+    add_noise(parser)
 
 
-def _add_images(parser: argparse.ArgumentParser) -> None:
+def _add_images(parser: Parser) -> None:
     parser.add_argument(
         "--data", required=True, metavar="DIR",
         help="folder with train/<class>/<image> and test/ or val/; or torchvision:NAME:PATH",
@@ -86,7 +76,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
                         "subset, always the same; default: all")  # fmt: skip
 
 
-def _add_budget(parser: argparse.ArgumentParser) -> None:
+def _add_budget(parser: Parser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of a run")
     length.add_argument("--epochs", type=float, help=f"of a run; default: {_EPOCHS}")
@@ -103,10 +93,6 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="fp32", help="fp32 (default) or bf16")
     parser.add_argument("--eval-every", type=int, default=0, metavar="STEPS",
                         help="default: a tenth of the run")  # fmt: skip
-
-
-def _layer(text: str) -> int | float:
-    return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -1,0 +1,90 @@
+"""Arguments that several commands take, and how their text is read."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TypeAlias
+
+Parser = argparse.ArgumentParser
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+"""What `ArgumentParser.add_subparsers` gives: a command is added to it."""
+
+_MODEL = "a timm or torchvision model name, or path/to/file.py:factory"
+
+
+def add_model(parser: Parser, several: bool = False) -> None:
+    """MODEL (or MODEL...), and the library that it is from."""
+    if several:
+        parser.add_argument("models", metavar="MODEL", nargs="+", help=_MODEL)
+    else:
+        parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument("--library", choices=("timm", "torchvision"), help="default: timm first")
+
+
+def add_num_classes(parser: Parser) -> None:
+    """The number of outputs that a model is built with."""
+    parser.add_argument("--num-classes", type=int, metavar="N", help="default: the model's own")
+
+
+def add_input_shape(parser: Parser) -> None:
+    """The shape of one image."""
+    parser.add_argument(
+        "--input-shape", type=shape, metavar="3xHxW", help="default: what the model takes"
+    )
+
+
+def add_ghn(parser: Parser) -> None:
+    """The checkpoint of a single hypernetwork."""
+    parser.add_argument("--ghn", metavar="CHECKPOINT", help="name or path; see `ghn-init list`")
+
+
+def add_ghns(parser: Parser) -> None:
+    """Checkpoints of hypernetworks of different architectures."""
+    parser.add_argument(
+        "--ghn", action="append", metavar="CHECKPOINT",
+        help="name or path, once for ghn3 and once for ghn2; see `ghn-init list`",
+    )  # fmt: skip
+
+
+def add_noise(parser: Parser) -> None:
+    """The settings of the post-processing."""
+    parser.add_argument("--noise", type=float, metavar="BETA", help="default: as published")
+    parser.add_argument(
+        "--orth-start", type=layer, metavar="L", help="of the ghn*-orth methods: the first layer "
+        "to make orthogonal, such as 12, or its share of the depth, such as 0.685",
+    )  # fmt: skip
+
+
+def add_seed(parser: Parser) -> None:
+    """The seed of whatever is random."""
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+
+def add_json(parser: Parser) -> None:
+    """Whether to print for programs."""
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """`"64x3x7x7"` -> `(64, 3, 7, 7)`."""
+    try:
+        return tuple(int(size) for size in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape: give sizes such as 3x224x224"
+        ) from None
+
+
+def layer(text: str) -> int | float:
+    """`"12"` -> `12`, `"0.685"` -> `0.685`."""
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no layer: give a number such as 12, or a share of the depth such as 0.685"
+        ) from None
+
+
+def names(text: str) -> list[str]:
+    """`"a, b"` -> `["a", "b"]`."""
+    return [name.strip() for name in text.split(",")]
