@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ghn_init.names import grouped_by_reason
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PRIMITIVES = (
     "max_pool",
@@ -87,6 +88,8 @@ class Graph:
 
         0 where there is no path, or none within `MAX_DISTANCE` (virtual edges, GHN-2 paper).
         """
+        import torch  # here, so that what only names primitives is imported without it
+
         n = len(self.nodes)
         unreached = torch.iinfo(torch.int16).max - 1
         to_node = torch.full(

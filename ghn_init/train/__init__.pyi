@@ -1,11 +1,12 @@
+from .config import Evaluation as Evaluation
+from .config import Schedule as Schedule
 from .config import TrainConfig as TrainConfig
+from .config import Widths as Widths
 from .distributed import World as World
 from .distributed import start as start
 from .evaluation import Accuracies as Accuracies
-from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .images import load_images as load_images
-from .loop import Schedule as Schedule
 from .loop import train as train
 from .networks.generate import SPLITS as SPLITS
 from .networks.generate import make_nets as make_nets
@@ -13,4 +14,3 @@ from .networks.genotypes import Architecture as Architecture
 from .networks.genotypes import Cell as Cell
 from .networks.nets import load_nets as load_nets
 from .networks.network import Network as Network
-from .sampling import Widths as Widths

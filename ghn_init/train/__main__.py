@@ -4,9 +4,9 @@ import atexit
 import os
 import sys
 
-from ghn_init.cli.train import main
+from ghn_init.cli.main import main
 
-status = main()
+status = main(["train", *sys.argv[1:]])
 if int(os.environ.get("WORLD_SIZE", 1)) > 1:
     # All is written, and the process group is closed. Rarely, torch's own threads abort a process
     # while its interpreter is taken down, and torchrun reports a run as failed that has ended well

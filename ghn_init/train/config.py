@@ -1,22 +1,55 @@
-"""What a training run is: everything that decides about its trajectory, and a little besides."""
+"""The settings of a training run, of when it saves and logs, and of an evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.config import ARCHITECTURES, GHNConfig
 from ghn_init.images.constants import LARGE_IMAGES
-from ghn_init.train.sampling import Widths
+from ghn_init.settings import Count, NotNegative, OneOf, Positive, Range, Share, Whole, check
+from ghn_init.train.networks.genotypes import DEFAULT_CHANNELS, Architecture
 
 PRECISIONS = ("fp32", "bf16")
 PARAMETRIZATIONS = ("standard", "mup")
 AUGMENTATIONS = ("crop", "mirror", "none")
+
+_WIDE = 64
+"""Hidden sizes above this have 16 attention heads, the others 8 (GHN-3 paper, Table 1)."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How wide training networks are drawn (GHN-2 paper, Appendix A: wider where they are small).
+
+    Arguments:
+        channels: initial channels of the target networks, to draw from.
+        fc_dims: widths of the hidden layer of their classifiers, to draw from.
+        max_params: a width is drawn only if the network then has at most about so many
+            parameters; the smallest width may always be drawn.
+    """
+
+    channels: Annotated[tuple[int, ...], Range(1)] = (32, 48, 64, 80, 96, 112, 128)
+    fc_dims: Annotated[tuple[int, ...], Range(1)] = (64, 128, 192, 256)
+    max_params: Count = 2_000_000
+
+    def __post_init__(self) -> None:
+        """Raises `GHNInitError` for values that no widths can have."""
+        check(self)
+        for name in ("channels", "fc_dims"):
+            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
+
+    def allowed(self, architecture: Architecture) -> tuple[int, ...]:
+        """The channels that an architecture may have."""
+        params = max(architecture.num_params.values(), default=0)
+        fitting = [
+            c for c in self.channels if params * (c / DEFAULT_CHANNELS) ** 2 <= self.max_params
+        ]
+        return tuple(fitting) or self.channels[:1]
 
 
 @dataclass(frozen=True)
@@ -24,112 +57,97 @@ class TrainConfig:
     """A training run (GHN-3 paper, Section 5; defaults from there where it gives them).
 
     Arguments:
-        nets: folder of architectures, see `load_nets`.
-        data: images, see `load_images`.
-        image_size: height and width of the images.
+        nets: folder of architectures, as `ghn-init train make-nets` or DeepNets-1M has it.
+        data: imagefolder:PATH, or torchvision:NAME:PATH.
+        steps: length of the run.
+        image_size: height and width of the images, in pixels.
         holdout: training images held out for choosing, evenly over the classes.
-        num_nets: use only the first so many training architectures; None: all.
-        start_from: checkpoint to take the first weights from, by name or path; None: new ones.
-        arch: a name of `ARCHITECTURES`.
+        num_nets: use only the first N architectures; by default all.
+        start_from: train this checkpoint further, given by name or path; by default the first
+            weights are random.
+        arch: kind of the hypernetwork.
         hidden_size: width d of the hypernetwork.
-        layers: number of its layers (GHN-2 has one).
-        heads: attention heads; 0: 16 where d > 64, else 8.
+        layers: of the hypernetwork (GHN-2 always has one).
+        heads: attention heads of the hypernetwork; 0: 16 if the hidden size is above 64, else 8.
         meta_batch: architectures in a step, over all processes (m).
         batch_size: images that an architecture sees in a step (b).
-        own_images: every architecture of a step sees its own images; otherwise all see the same,
-            as in the papers. Most of a step's noise is that of its images (README).
-        augment: `"crop"` for random crops, every other one mirrored; `"mirror"`; `"none"`.
-        steps: length of the run.
-        lr, weight_decay: of AdamW.
+        own_images: give every architecture of a step images of its own; otherwise all see the
+            same, as in the papers. Most of a step's noise is that of its images.
+        augment: crop: random crops, every other one mirrored; mirror: only that; or none.
+        lr: learning rate of AdamW.
+        weight_decay: of AdamW.
         warmup: steps in which the learning rate rises linearly.
-        cooldown: 0: the learning rate then follows a cosine to 0. Otherwise it stays, and falls
-            linearly to 0 in so many last steps; such a run can be made longer afterwards.
-        parametrization: `"standard"`, or `"mup"`: learning rates and initial weights by fan-in
-            (Yang et al., Tensor Programs V, Table 3), see `parameter_groups`.
+        cooldown: 0: the learning rate follows a cosine to 0. Otherwise it stays constant, and
+            falls linearly to 0 in the last N steps; such a run can be made longer afterwards.
+        parametrization: standard; or mup: learning rates and initial weights by fan-in (Yang et
+            al., Tensor Programs V, Table 3).
         clip: largest norm of the gradient.
         network_clip: largest norm of the gradient by one network's parameters; 0: any. A network
             without normalization may otherwise outweigh all others in a step.
-        gamma: weight of the norms of predicted tensors in the loss (Eq. 10).
+        gamma: weight of the norms of predicted tensors in the loss (GHN-3 paper, Eq. 10).
         label_smoothing: of the cross-entropy.
         dropout: between the linear layers of the target networks' classifiers.
-        precision: `"fp32"`, or `"bf16"` for autocast.
+        precision: of the computation; bf16 is autocast.
         widths: of the target networks.
-        curriculum: steps in which the target networks grow, see `MetaBatches`.
-        rare_share: chance of a target network to be of a rare kind, see `MetaBatches`.
+        curriculum: steps in which the largest target networks grow from the smallest tenth to all.
+        rare_share: chance of a target network to be of a rare kind: without normalization, or
+            without global pooling.
         seed: of everything that is random.
         patience: steps in a row without a finite loss after which the run stops.
     """
 
     nets: str
     data: str
-    steps: int
-    image_size: int = 32
-    holdout: int = 0
-    num_nets: int | None = None
+    steps: Count
+    image_size: Count = 32
+    holdout: Whole = 0
+    num_nets: Count | None = None
     start_from: str | None = None
-    arch: str = "ghn3"
-    hidden_size: int = 64
-    layers: int = 3
-    heads: int = 0
-    meta_batch: int = 8
-    batch_size: int = 64
+    arch: Annotated[str, OneOf(ARCHITECTURES)] = "ghn3"
+    hidden_size: Count = 64
+    layers: Count = 3
+    heads: Whole = 0
+    meta_batch: Count = 8
+    batch_size: Count = 64
     own_images: bool = False
-    augment: str = "crop"
-    lr: float = 4e-4
-    weight_decay: float = 1e-2
-    warmup: int = 500
-    cooldown: int = 0
-    parametrization: str = "standard"
-    clip: float = 5.0
-    network_clip: float = 0.0
-    gamma: float = 3e-5
-    label_smoothing: float = 0.0
-    dropout: float = 0.5
-    precision: str = "fp32"
+    augment: Annotated[str, OneOf(AUGMENTATIONS)] = "crop"
+    lr: Positive = 4e-4
+    weight_decay: NotNegative = 1e-2
+    warmup: Whole = 500
+    cooldown: Whole = 0
+    parametrization: Annotated[str, OneOf(PARAMETRIZATIONS)] = "standard"
+    clip: Positive = 5.0
+    network_clip: NotNegative = 0.0
+    gamma: NotNegative = 3e-5
+    label_smoothing: Share = 0.0
+    dropout: Annotated[float, Range(0, 0.99)] = 0.5
+    precision: Annotated[str, OneOf(PRECISIONS)] = "fp32"
     widths: Widths = field(default_factory=Widths)
-    curriculum: int = 0
-    rare_share: float = 0.0
+    curriculum: Whole = 0
+    rare_share: Share = 0.0
     seed: int = 0
-    patience: int = 20
+    patience: Count = 20
 
     def __post_init__(self) -> None:
         """Raises `GHNInitError` for values that no run can have."""
-        if self.arch not in ARCHITECTURES:
-            raise GHNInitError(f"unknown --arch {self.arch!r}: {', '.join(ARCHITECTURES)}.")
-        if self.precision not in PRECISIONS:
-            raise GHNInitError(f"unknown --precision {self.precision!r}: {', '.join(PRECISIONS)}.")
-        if self.parametrization not in PARAMETRIZATIONS:
+        check(self)
+        heads = self.ghn(2).heads
+        if self.hidden_size % 4 or self.hidden_size % heads:
             raise GHNInitError(
-                f"unknown --parametrization {self.parametrization!r}: "
-                f"{', '.join(PARAMETRIZATIONS)}."
+                f"hidden_size is {self.hidden_size}: give a multiple of 4 and of the {heads} heads."
             )
-        if self.augment not in AUGMENTATIONS:
-            raise GHNInitError(f"unknown --augment {self.augment!r}: {', '.join(AUGMENTATIONS)}.")
-        for name in ("cooldown", "network_clip"):
-            if getattr(self, name) < 0:
-                raise GHNInitError(f"--{name.replace('_', '-')} must not be negative.")
-        for name in ("steps", "image_size", "hidden_size", "layers", "meta_batch", "batch_size"):
-            if getattr(self, name) < 1:
-                raise GHNInitError(f"--{name.replace('_', '-')} must be at least 1.")
-        if self.hidden_size % max(4, self.ghn(2).heads):
-            raise GHNInitError(
-                f"--hidden-size {self.hidden_size} must be a multiple of 4 and of the heads."
-            )
-        if not self.lr > 0 or not self.clip > 0 or not 0 <= self.dropout < 1:
-            raise GHNInitError("--lr and --clip must be positive, --dropout from 0 to below 1.")
-        if not 0 <= self.rare_share <= 1:
-            raise GHNInitError("--rare-share must be from 0 to 1.")
 
     def ghn(self, num_classes: int) -> GHNConfig:
         """The configuration of the hypernetwork: its decoder is as wide as the paper's."""
         gated = self.arch == "ghn2"
         channels = self.hidden_size * (2 if gated else 1)
         kernel = 16 if self.image_size >= LARGE_IMAGES else 11
+        heads = self.heads or (16 if self.hidden_size > _WIDE else 8)
         return GHNConfig(
             arch=self.arch,
             hidden_size=self.hidden_size,
             layers=1 if gated else self.layers,
-            heads=1 if self.arch != "ghn3" else self.heads or (16 if self.hidden_size > 64 else 8),
+            heads=heads if self.arch == "ghn3" else 1,
             max_shape=(channels, channels, kernel, kernel),
             num_classes=num_classes,
         )
@@ -144,6 +162,53 @@ class TrainConfig:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """When a run saves and logs, and how it loads; none of it changes the result.
+
+    Arguments:
+        save_every: steps between two checkpoints.
+        log_every: steps between two lines of metrics.
+        workers: processes that build networks ahead; 0: the training process itself.
+        profile: wait for the GPU after each part of a step, so that their shares are exact.
+        quiet: show no progress bar.
+    """
+
+    save_every: Count = 250
+    log_every: Count = 10
+    workers: Whole = 0
+    profile: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises `GHNInitError` for values that no schedule can have."""
+        check(self)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How networks are evaluated.
+
+    Arguments:
+        batch_size: images that a batch normalization takes its statistics from.
+        precision: of the computation; bf16 is autocast.
+        control: also evaluate the networks randomly initialized, on the first N batches; 0: do
+            not.
+        seed: of the random initializations.
+        quiet: show no progress bar.
+    """
+
+    batch_size: Count = 64
+    precision: Annotated[str, OneOf(PRECISIONS)] = "fp32"
+    control: Whole = 16
+    seed: int = 0
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises `GHNInitError` for values that no evaluation can have."""
+        check(self)
+
+
 def from_json(text: str) -> TrainConfig:
     """The configuration that `to_json` wrote.
 
@@ -152,7 +217,8 @@ def from_json(text: str) -> TrainConfig:
     """
     try:
         values: Mapping[str, Any] = json.loads(text)
-        widths = Widths(**{k: _tuple(v) for k, v in values["widths"].items()})
+        drawn = values["widths"]
+        widths = Widths(tuple(drawn["channels"]), tuple(drawn["fc_dims"]), drawn["max_params"])
         return TrainConfig(**{**values, "widths": widths})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise GHNInitError(f"not the configuration of a training run: {error}.") from error
@@ -160,9 +226,5 @@ def from_json(text: str) -> TrainConfig:
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Names of the fields in which two runs differ."""
-    names = typing.get_type_hints(TrainConfig)
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
     return [name for name in names if getattr(old, name) != getattr(new, name)]
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -20,6 +20,7 @@ from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.images.data import Images
 from ghn_init.progress import Progress
 from ghn_init.seeds import torch_generator
+from ghn_init.train.config import Evaluation
 from ghn_init.train.networks.genotypes import Architecture
 from ghn_init.train.networks.network import Network
 from ghn_init.weights.tiling import repeated_all
@@ -43,26 +44,6 @@ class Accuracies:
         """A line for a table: mean, standard deviation and best."""
         line = f"{self.split:8} {len(self.predicted):4} nets  predicted {_describe(self.predicted)}"
         return line + (f"  random {_describe(self.random)}" if self.random else "")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How networks are evaluated.
-
-    Arguments:
-        batch_size: images that a batch normalization takes its statistics from.
-        precision: `"fp32"`, or `"bf16"` for autocast.
-        control: also evaluate the networks randomly initialized, on that many of the batches;
-            0: do not.
-        seed: of the random initializations.
-        quiet: no progress bar.
-    """
-
-    batch_size: int = 64
-    precision: str = "fp32"
-    control: int = 16
-    seed: int = 0
-    quiet: bool = False
 
 
 def evaluate(

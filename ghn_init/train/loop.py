@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ghn_init.errors import GHNInitError
 from ghn_init.images.data import Images, load_images
-from ghn_init.train.config import TrainConfig
+from ghn_init.train.config import Schedule, TrainConfig
 from ghn_init.train.distributed import World
 from ghn_init.train.init import initialize, parameter_groups
 from ghn_init.train.logging import Logger
@@ -22,25 +21,6 @@ from ghn_init.train.networks.network import Network
 from ghn_init.train.sampling import MetaBatches
 from ghn_init.train.state import RunFolder, State
 from ghn_init.train.step import Timer, gradients
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When a run saves and logs, and how it loads; none of it changes the result.
-
-    Arguments:
-        save_every: steps between two checkpoints.
-        log_every: steps between two lines of metrics.
-        workers: processes that build networks ahead; 0: the training process itself.
-        profile: wait for the GPU after each part of a step, so that their shares are exact.
-        quiet: no progress bar.
-    """
-
-    save_every: int = 250
-    log_every: int = 10
-    workers: int = 0
-    profile: bool = False
-    quiet: bool = False
 
 
 def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | None = None) -> Path:

@@ -11,35 +11,12 @@ import torch
 from torch.utils.data import Dataset
 
 from ghn_init.seeds import python_generator, torch_generator
-from ghn_init.train.networks.genotypes import DEFAULT_CHANNELS, Architecture
+from ghn_init.train.config import Widths
+from ghn_init.train.networks.genotypes import Architecture
 from ghn_init.train.networks.network import Network
 
 _FIRST_SHARE = 0.1
 """Share of the architectures that a curriculum starts with."""
-
-
-@dataclass(frozen=True)
-class Widths:
-    """How wide training networks are drawn (GHN-2 paper, Appendix A: wider where they are small).
-
-    Arguments:
-        channels: initial channels to draw from, ascending.
-        fc_dims: widths of the classifier's hidden layer to draw from.
-        max_params: a width is only drawn where the network has about at most so many parameters;
-            the smallest one always may be.
-    """
-
-    channels: tuple[int, ...] = (32, 48, 64, 80, 96, 112, 128)
-    fc_dims: tuple[int, ...] = (64, 128, 192, 256)
-    max_params: int = 2_000_000
-
-    def allowed(self, architecture: Architecture) -> tuple[int, ...]:
-        """The channels that an architecture may have."""
-        params = max(architecture.num_params.values(), default=0)
-        fitting = [
-            c for c in self.channels if params * (c / DEFAULT_CHANNELS) ** 2 <= self.max_params
-        ]
-        return tuple(fitting) or self.channels[:1]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ import pytest
 import torch
 from image_folders import bright_and_dark
 
-from ghn_init.train.config import TrainConfig
+from ghn_init.train.config import TrainConfig, Widths
 from ghn_init.train.networks.generate import sample
 from ghn_init.train.networks.genotypes import to_json
 from ghn_init.train.networks.nets import header, nets_path
-from ghn_init.train.sampling import Widths
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,8 +9,9 @@ import torch
 
 from ghn_init import GHNInitError
 from ghn_init.images.data import SmallImages, count_images, first, load_images, steps_per_epoch
+from ghn_init.train.config import Widths
 from ghn_init.train.networks.generate import sample
-from ghn_init.train.sampling import MetaBatches, Widths, balance
+from ghn_init.train.sampling import MetaBatches, balance
 
 
 @pytest.fixture

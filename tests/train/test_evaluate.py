@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from ghn_init import GHNInitError
-from ghn_init.cli.train import main
+from ghn_init.cli.main import main
 from ghn_init.images import extra
 from ghn_init.images.data import load_images
 from ghn_init.seeds import torch_generator
-from ghn_init.train.config import TrainConfig
-from ghn_init.train.evaluation import Evaluation, accuracy, evaluate
+from ghn_init.train.config import Evaluation, TrainConfig
+from ghn_init.train.evaluation import accuracy, evaluate
 from ghn_init.train.init import initialize
 from ghn_init.train.networks.generate import sample
 from ghn_init.train.networks.network import Network
@@ -67,23 +67,25 @@ def test_from_architectures_to_accuracies(
 ) -> None:
     nets, out, data = tmp_path / "nets", tmp_path / "run", f"imagefolder:{image_folder}"
     for split in ("train", "test"):
-        assert main(["make-nets", "--split", split, "--count", "4", "-o", str(nets)]) == 0
+        assert main(["train", "make-nets", "--split", split, "--count", "4", "-o", str(nets)]) == 0
     small = ["--hidden-size", "16", "--layers", "1", "--meta-batch", "2", "--batch-size", "20"]
     widths = ["--channels", "8", "--fc-dims", "16", "--max-params", "1"]
     where = ["--nets", str(nets), "--data", data, "--device", "cpu"]
-    run = ["run", *where, "--out", str(out), "--epochs", "1", "--holdout", "8", *small, *widths]
+    run = ["train", "run", *where, *small, *widths, "--out", str(out), "--epochs", "1"]
+    run += ["--holdout", "8"]
     assert main(run) == 0
     assert capsys.readouterr().out.endswith("ghn.safetensors\n")
     ghn = str(out / "ghn.safetensors")
-    assert main(["eval", "--ghn", ghn, *where, "--num-nets", "2", "--num-images", "12"]) == 0
+    some = ["--num-nets", "2", "--num-images", "12"]
+    assert main(["train", "eval", "--ghn", ghn, *where, *some]) == 0
     assert "2 nets  predicted" in capsys.readouterr().out
     assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
 
 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["--nets", "x", "--data", "y", "--max-steps", "1", "--out", str(tmp_path)]
-    assert main(["run", *arguments, "--device", "cpu"]) == 1
-    assert capsys.readouterr().err.startswith("ghn-init: error: unknown data 'y'")
+    assert main(["train", "run", *arguments, "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.startswith("ghn-init: unknown data 'y'")
 
 
 def test_without_the_extra_the_error_says_what_to_install(
@@ -91,7 +93,7 @@ def test_without_the_extra_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None)
     arguments = ["--nets", "x", "--data", "y", "--max-steps", "1", "--out", str(tmp_path)]
-    assert main(["run", *arguments]) == 1
+    assert main(["train", "run", *arguments]) == 1
     error = capsys.readouterr().err
     assert "Pillow and numpy" in error
     assert "pip install 'ghn-init[train]'" in error

@@ -22,10 +22,10 @@ from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.images.data import load_images
 from ghn_init.loading.checkpoint import convert
 from ghn_init.train import loop
-from ghn_init.train.config import TrainConfig, from_json
+from ghn_init.train.config import Schedule, TrainConfig, from_json
 from ghn_init.train.distributed import World, start
 from ghn_init.train.init import initialize, parameter_groups
-from ghn_init.train.loop import Schedule, learning_rate, train
+from ghn_init.train.loop import learning_rate, train
 from ghn_init.train.networks.nets import load_nets
 from ghn_init.train.sampling import MetaBatches
 from ghn_init.train.step import Timer, Totals, gradients
@@ -202,11 +202,11 @@ def test_a_skipped_step_changes_nothing(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arch": "ghn9"}, "unknown --arch"),
-        ({"precision": "fp8"}, "unknown --precision"),
-        ({"steps": 0}, "--steps"),
-        ({"hidden_size": 18}, "--hidden-size"),
-        ({"lr": 0.0}, "--lr"),
+        ({"arch": "ghn9"}, "arch is 'ghn9': give ghn3, ghn2 or mlp"),
+        ({"precision": "fp8"}, "precision is 'fp8': give fp32 or bf16"),
+        ({"steps": 0}, "steps is 0: give 1 or more"),
+        ({"hidden_size": 18}, "hidden_size is 18: give a multiple of 4"),
+        ({"lr": 0.0}, "lr is 0.0: give more than 0"),
     ],
 )
 def test_impossible_runs_are_refused(
