@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -100,3 +102,16 @@ def test_a_field_without_a_default_is_required(capsys: pytest.CaptureFixture[str
 def test_values_that_a_field_cannot_have(changes: dict[str, object], message: str) -> None:
     with pytest.raises(GHNInitError, match=message):
         Painting(**{"title": "sea", **changes})  # type: ignore[arg-type]
+
+
+def test_help_of_a_command_with_many_options_does_not_import_torch() -> None:
+    code = (
+        "import sys\nfrom ghn_init.cli.main import main\n"
+        "try: main(['train', 'run', '--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "--save-every N steps between two checkpoints (default: 250)" in " ".join(
+        done.stdout.split()
+    )
+    assert done.stdout.endswith("False\n")

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ghn_init.cli.options import add_options, from_options
+from ghn_init.cli.deferred import DeferredParser
 from ghn_init.images.extra import require_extra
-from ghn_init.train.config import Evaluation, Schedule, TrainConfig
 
 _EPOCHS = 75
 """Of a run, as in the GHN-3 paper (Section 5)."""
@@ -27,16 +26,15 @@ def add_parser(commands: Any) -> None:
         help="train a hypernetwork, and what belongs to that",
         description="Train a graph hypernetwork on images and random architectures.",
     )
-    own = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_make_nets(own)
-    _add_run(own)
-    _add_eval(own)
+    own = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=DeferredParser)
+    own.add_parser("make-nets", help="draw random architectures of a split of DeepNets-1M",
+                   fill=_fill_make_nets)  # fmt: skip
+    own.add_parser("run", help="train a hypernetwork, or go on with a run", fill=_fill_run)
+    own.add_parser("eval", help="accuracy of predicted parameters, without any training",
+                   fill=_fill_eval)  # fmt: skip
 
 
-def _add_make_nets(commands: Any) -> None:
-    parser = commands.add_parser(
-        "make-nets", help="draw random architectures of a split of DeepNets-1M"
-    )
+def _fill_make_nets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="train, val, test, wide, deep, dense, "
                         "bnfree or all of them but train: eval")  # fmt: skip
     parser.add_argument("--count", type=int, required=True, help="how many (of each split)")
@@ -54,8 +52,10 @@ def _make_nets(options: argparse.Namespace) -> None:
         print(make_nets(split, options.count, options.out, options.seed, options.workers))
 
 
-def _add_run(commands: Any) -> None:
-    parser = commands.add_parser("run", help="train a hypernetwork, or go on with a run")
+def _fill_run(parser: argparse.ArgumentParser) -> None:
+    from ghn_init.cli.options import add_options
+    from ghn_init.train.config import Schedule, TrainConfig
+
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a run that was "
                         "stopped goes on in it")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
@@ -74,6 +74,8 @@ def _run(options: argparse.Namespace) -> None:
     require_extra("ghn-init train")
     import torch
 
+    from ghn_init.cli.options import from_options
+    from ghn_init.train.config import Schedule, TrainConfig
     from ghn_init.train.distributed import start
     from ghn_init.train.loop import train
 
@@ -90,7 +92,9 @@ def _run(options: argparse.Namespace) -> None:
 
 def _steps(options: argparse.Namespace) -> int:
     """The length of the run; with epochs it depends on the number of images."""
+    from ghn_init.cli.options import from_options
     from ghn_init.images.data import count_images, steps_per_epoch
+    from ghn_init.train.config import TrainConfig
 
     if options.max_steps is not None:
         return int(options.max_steps)
@@ -99,10 +103,10 @@ def _steps(options: argparse.Namespace) -> int:
     return int(options.epochs) * steps_per_epoch(count, config.images_per_step)
 
 
-def _add_eval(commands: Any) -> None:
-    parser = commands.add_parser(
-        "eval", help="accuracy of predicted parameters, without any training"
-    )
+def _fill_eval(parser: argparse.ArgumentParser) -> None:
+    from ghn_init.cli.options import add_options
+    from ghn_init.train.config import Evaluation, TrainConfig
+
     parser.add_argument("--ghn", required=True, help="checkpoint, by name or path")
     parser.add_argument("--nets", type=Path, required=True, help="folder of architectures")
     parser.add_argument("--split", nargs="+", default=["test"], help="of the architectures")
@@ -118,8 +122,10 @@ def _add_eval(commands: Any) -> None:
 
 def _eval(options: argparse.Namespace) -> None:
     require_extra("ghn-init train")
+    from ghn_init.cli.options import from_options
     from ghn_init.images.data import first, load_images
     from ghn_init.loading.load import load_ghn
+    from ghn_init.train.config import Evaluation
     from ghn_init.train.distributed import start
     from ghn_init.train.evaluation import evaluate
     from ghn_init.train.networks.nets import load_nets
