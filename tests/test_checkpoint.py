@@ -386,7 +386,7 @@ OTHERS = {
     "web page": (b"\n<!DOCTYPE html><html>", "web page"),
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "git lfs pull"),
     "text": (b"hello, world, how are you?", "no known checkpoint layout"),
-    "zip of something": (b"PK\x03\x04" + bytes(100), "end of a zip file"),
+    "zip of something": (b"PK\x03\x04" + bytes(100), "no whole zip file"),
     "list": (as_torch([torch.ones(1)]), "dictionary of tensors"),
     "dictionary of numbers": (as_torch({"a": 1}), "'a' in it is not a tensor"),
 }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from models import ConvNet
+from published_shapes import published_shapes
 
 import ghn_init
-from ghn_init import GHN, GHNConfig, Graph, Node
+from ghn_init import GHN, GHNConfig, GHNInitError, Graph, Node
 from ghn_init.hypernetwork.decoder import (
     cut,
     normalise_bias,
@@ -42,10 +45,46 @@ def some_graph() -> Graph:
     return ghn_init.trace(ConvNet(), torch.zeros(2, 3, 8, 8))
 
 
-@pytest.mark.parametrize("config", [GHN3, GHN2])
-def test_state_dict_has_the_published_names(config: GHNConfig) -> None:
-    shapes = {name: tuple(t.shape) for name, t in make(config).state_dict().items()}
-    assert shapes == expected_shapes(config)
+@pytest.mark.parametrize(
+    "config",
+    [
+        GHN3,
+        GHN2,
+        GHNConfig("ghn3", 384, 24, 16, (384, 384, 16, 16), 1000),
+        GHNConfig("ghn3", 8, 1, 4, (4, 4, 3, 3), 7, final_layernorm=False),
+        GHNConfig("ghn2", 32, 1, 1, (64, 64, 16, 16), 3, virtual_edges=False),
+        GHNConfig("mlp", 16, 2, 1, (16, 16, 11, 11), 10),
+    ],
+)
+def test_state_dict_has_the_published_names_and_shapes(config: GHNConfig) -> None:
+    """Checkpoints that anyone has made must go on loading."""
+    assert expected_shapes(config) == published_shapes(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arch": "ghn4"},
+        {"heads": 3},
+        {"heads": 0},
+        {"heads": -8},
+        {"heads": 10_000},
+        {"hidden_size": 18, "heads": 2},
+        {"hidden_size": 0},
+        {"hidden_size": 16.0},
+        {"layers": 0},
+        {"layers": 10**6},
+        {"num_classes": True},
+        {"max_shape": (16, 8, 3, 3)},
+        {"max_shape": (16, 16, 3)},
+        {"max_shape": (16, 16, 0, 0)},
+        {"max_shape": (10**9, 10**9, 3, 3)},
+    ],
+)
+def test_sizes_that_no_hypernetwork_has(changes: dict[str, Any]) -> None:
+    words = r"arch|heads|hidden|layers|num_classes|max_shape|kernel|channels"
+    with pytest.raises(GHNInitError, match=words):
+        replace(GHN3, **changes)
 
 
 def test_look_up_tables() -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
 import io
-import lzma
 import os
 import pickle
 import struct
@@ -15,7 +12,6 @@ import sys
 import time
 import tracemalloc
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +24,6 @@ from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.config import GHNConfig
 from ghn_init.loading.layouts import expected_shapes, read_contents, read_weights
 from ghn_init.loading.readers import pickle_machine, torch_files
-from ghn_init.loading.readers.compressed import decompressed
 
 State = dict[str, torch.Tensor]
 FORMATS: dict[str, Callable[[State], bytes]] = {
@@ -39,8 +34,8 @@ FORMATS: dict[str, Callable[[State], bytes]] = {
 
 
 def read(data: bytes) -> State:
-    with decompressed(io.BytesIO(data)) as file:
-        return {name: tensor.read(file) for name, tensor in read_contents(file).tensors.items()}
+    file = io.BytesIO(data)
+    return {name: tensor.read(file) for name, tensor in read_contents(file).tensors.items()}
 
 
 def message(data: bytes) -> str:
@@ -80,14 +75,6 @@ def test_reads_attributes_of_state_dicts_and_parameters() -> None:
     state = layer.state_dict()  # has a _metadata attribute
     assert same(read(pickle.dumps(state)), state)
     assert same(read(as_torch(OrderedDict(layer.named_parameters()))), state)
-
-
-@pytest.mark.parametrize("compression", ["zlib", "gzip", "bz2", "xz", "lzma"])
-def test_reads_compressed_joblib(compression: str, tmp_path: Path) -> None:
-    joblib = pytest.importorskip("joblib")
-    state = tiny_state()
-    joblib.dump(OrderedDict(state), tmp_path / "x", compress=(compression, 1))
-    assert same(read((tmp_path / "x").read_bytes()), state)
 
 
 def test_joblib_writes_a_plain_pickle(tmp_path: Path) -> None:
@@ -161,14 +148,11 @@ ATTACKS: dict[str, Callable[[str], bytes]] = {
     "instance": instance,
     "torch": lambda p: as_torch({"state_dict": Reduced(os.mkdir, p)}),
     "torch, legacy": lambda p: as_torch_legacy({"state_dict": Reduced(os.mkdir, p)}),
-    "compressed": lambda p: zlib.compress(pickle.dumps(Reduced(os.mkdir, p))),
 }
 
 
 def load_carelessly(data: bytes) -> None:
     """As the published implementation loads files."""
-    if data.startswith(b"x"):
-        data = zlib.decompress(data)
     if data.startswith((b"PK", torch_files.LEGACY_MAGIC)):
         torch.load(io.BytesIO(data), weights_only=False)
     else:
@@ -343,27 +327,12 @@ def test_bombs_do_not_go_off(data: bytes) -> None:
     assert seconds < 20  # traced memory is slow; untraced it is under a second
 
 
-@pytest.mark.parametrize("compress", [zlib.compress, gzip.compress, bz2.compress, lzma.compress])
-def test_compression_bomb(
-    compress: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    found, megabytes, _ = measured(compress(bytes(1 << 27)))
-    assert "bomb" in found
-    assert megabytes < 50
-    assert not list(tmp_path.iterdir())
-
-
-def test_other_compressed_files() -> None:
-    assert "no joblib file" in message(gzip.compress(b"hello"))
-    assert "no joblib file" in message(gzip.compress(b""))
-
-
-@pytest.mark.parametrize("data", [zlib.compress, gzip.compress, bz2.compress, lzma.compress])
-def test_compressed_files_that_are_cut_or_longer(data: Callable[[bytes], bytes]) -> None:
-    whole = data(as_joblib({"a": torch.randn(50)}))
-    assert "truncated" in message(whole[:-9])
-    assert "behind the end" in message(whole + b"x")
+@pytest.mark.parametrize("compression", ["zlib", "gzip", "bz2", "xz", "lzma"])
+def test_compressed_files_are_refused_by_name(compression: str, tmp_path: Path) -> None:
+    joblib = pytest.importorskip("joblib")
+    for level in (1, 3, 9):
+        joblib.dump(tiny_state(), tmp_path / "x", compress=(compression, level))
+        assert "it is compressed" in message((tmp_path / "x").read_bytes())
 
 
 def test_zip_bomb_is_refused_before_it_is_inflated() -> None:

@@ -11,6 +11,16 @@ from ghn_init.graph.graph import NORMS
 
 ARCHITECTURES = ("ghn3", "ghn2", "mlp")
 
+_LARGEST = {
+    "hidden_size": 1 << 14,
+    "layers": 256,
+    "heads": 1 << 10,
+    "channels": 1 << 14,
+    "kernel": 1 << 10,
+    "num_classes": 1 << 20,
+}
+"""Far above anything published: a damaged file must not ask for tables of any size."""
+
 
 @dataclass(frozen=True)
 class GHNConfig:
@@ -27,6 +37,9 @@ class GHNConfig:
         num_classes: outputs of the classification layer it was trained to predict.
         final_layernorm: whether a layer norm follows the last graph layer.
         virtual_edges: whether GHN-2 sends messages along shortest paths too (GHN-2 paper, Eq. 4).
+
+    Raises:
+        GHNInitError: when it is made, if no hypernetwork can have these sizes.
     """
 
     arch: str
@@ -37,6 +50,21 @@ class GHNConfig:
     num_classes: int
     final_layernorm: bool = True
     virtual_edges: bool = True
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHITECTURES:
+            raise GHNInitError(f"arch is {self.arch!r}: give one of {', '.join(ARCHITECTURES)}.")
+        if len(self.max_shape) != 4 or self.max_shape[::2] != self.max_shape[1::2]:
+            raise GHNInitError(f"max_shape is {self.max_shape!r:.80}: give (C, C, S, S).")
+        for name, largest in _LARGEST.items():
+            size = getattr(self, name)
+            if type(size) is not int or not 1 <= size <= largest:
+                raise GHNInitError(f"{name} is {size!r:.80}: give an int from 1 to {largest:,}.")
+        if self.hidden_size % 4 or self.hidden_size % self.heads:
+            raise GHNInitError(
+                f"a hidden size of {self.hidden_size} and {self.heads} heads do not go together: "
+                "the hidden size must be a multiple of 4 and of the heads."
+            )
 
     @property
     def channels(self) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ghn_init.graph.graph import PRIMITIVES, Graph
 from ghn_init.hypernetwork.config import Defaults, GHNConfig, Origin
@@ -95,3 +99,31 @@ class GHN(nn.Module):
             x = x + self.input_dist_embed(graphs.input_distances)
         x = self.gnn(x, graphs)
         return self.ln(x) if self.config.final_layernorm else x
+
+
+def without_weights(
+    config: GHNConfig,
+    name: str = "unnamed",
+    origin: Origin = Origin(),  # noqa: B008 (frozen)
+    defaults: Defaults = Defaults(),  # noqa: B008 (frozen)
+) -> GHN:
+    """A hypernetwork on the meta device, for `load_state_dict(..., assign=True)`.
+
+    Arguments: as of `GHN`.
+    """
+    with torch.device("meta"), _Uninitialized():
+        return GHN(config, name, origin, defaults)
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Draws no numbers. On the meta device, the first normal ones import torch's compiler (1 s)."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)

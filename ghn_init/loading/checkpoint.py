@@ -29,7 +29,6 @@ from ghn_init.loading.layouts import (
     read_weights,
 )
 from ghn_init.loading.readers import safetensors_files
-from ghn_init.loading.readers.compressed import decompressed
 from ghn_init.loading.readers.stored import CHUNK, StoredTensor
 
 __all__ = [
@@ -113,12 +112,11 @@ def open_checkpoint(
         _check_digest(digest, sha256, origin)
         if note is not None and (ready := _ready(origin, note)):
             return ready
-        with decompressed(file) as plain:
-            weights = read_weights(plain)
-            if weights.in_place:
-                _check_finite(weights, plain)
-            else:
-                _convert_to_cache(weights, plain, digest)
+        weights = read_weights(file)
+        if weights.in_place:
+            _check_finite(weights, file)
+        else:
+            _convert_to_cache(weights, file, digest)
         # The checksum and the weights must be of one and the same file.
         if cache.stamp(file) != marks:
             raise GHNInitError("it was changed while it was read. Try again")
@@ -231,13 +229,13 @@ def convert(
         marks = cache.stamp(file)
         digest = _hash(file)
         _check_digest(digest, None, origin)
-        with decompressed(file) as plain, atomic_path(destination) as temporary:
-            weights = read_weights(plain)
+        with atomic_path(destination) as temporary:
+            weights = read_weights(file)
             weights = replace(weights, defaults=replace(weights.defaults, **chosen))
             metadata = _metadata(weights, digest)
             if origin.revision is not None:
                 metadata |= {"ghn_init.source": origin.source, "ghn_init.revision": origin.revision}
-            safetensors_files.stream(temporary, weights.tensors, plain, metadata, rounded)
+            safetensors_files.stream(temporary, weights.tensors, file, metadata, rounded)
             if cache.stamp(file) != marks:
                 raise GHNInitError("it was changed while it was read. Try again")
 
@@ -260,9 +258,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         GHNInitError: the file cannot be read, is damaged or malicious.
     """
     origin = _locate(Path(path))
-    with _opened(origin) as file, decompressed(file) as plain:
-        tensors = read_contents(plain).tensors
-        return {name: tensor.read(plain) for name, tensor in tensors.items()}
+    with _opened(origin) as file:
+        return {name: tensor.read(file) for name, tensor in read_contents(file).tensors.items()}
 
 
 # Finding the file.

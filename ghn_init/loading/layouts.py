@@ -7,6 +7,7 @@ that follows from the sizes of the tensors.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -18,6 +19,7 @@ import torch
 
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.config import Defaults, GHNConfig
+from ghn_init.hypernetwork.ghn import without_weights
 from ghn_init.loading.readers.safetensors_files import read_header
 from ghn_init.loading.readers.stored import StoredTensor, file_size, read_exactly
 from ghn_init.loading.readers.torch_files import (
@@ -31,8 +33,11 @@ from ghn_init.loading.readers.torch_files import (
 CONFIG_KEY = "ghn_init.config"
 DEFAULTS_KEY = "ghn_init.defaults"
 
-_PRIMITIVES, _DISTANCES, _DEGREES, _INPUT_DISTANCES = 15, 257, 101, 1001
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_COMPRESSED = (  # how files begin that joblib writes with compression: gzip, bz2, xz, lzma, zlib
+    *(b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x5d\0\0"),
+    *(b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"),
+)
 _TOP_LEVEL = ("centrality_embed_in", "centrality_embed_out", "input_dist_embed")
 
 
@@ -48,8 +53,6 @@ class Contents:
 
 def read_contents(file: BinaryIO) -> Contents:
     """Finds out the layout of a file and where its tensors are. No weight is read.
-
-    A compressed joblib file has to go through `decompressed` first.
 
     Raises:
         GHNInitError: the layout is not known, or the file is damaged or malicious.
@@ -93,6 +96,11 @@ def _check_total(tensors: Iterable[StoredTensor], file: BinaryIO) -> None:
 def _unknown(start: bytes) -> GHNInitError:
     if start.lstrip()[:1] == b"<":
         return GHNInitError("it is a web page, not a checkpoint. Delete it and download the file")
+    if start.startswith(_COMPRESSED):
+        return GHNInitError(
+            "it is compressed, as no published checkpoint is. Decompress it, or write it again "
+            "without compression: joblib.dump(..., compress=0)"
+        )
     if start.startswith(b"version https://"):
         return GHNInitError("it is a git-LFS pointer, not the file itself. Run `git lfs pull`")
     if not start:
@@ -190,21 +198,24 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> GHNConfig:
     layers = max((int(number[1]) + 1 for number in numbers if number), default=0)
     if not gated and layers == 0:
         raise _no_ghn(shapes)
-    if min(hidden, channels, kernel) < 1 or hidden % 4:
-        raise GHNInitError("damaged: its sizes are not those of any GHN")
     attends = any(name.startswith("gnn.0.attn.") for name in shapes)
-    return GHNConfig(
-        arch="ghn2" if gated else "ghn3" if attends else "mlp",
-        hidden_size=hidden,
-        layers=1 if gated else layers,
-        # The papers' rule is 16 heads where d > 64, else 8; the bias of the edge term has one
-        # entry a head, which also holds for hypernetworks of other sizes.
-        heads=1 if gated or not attends else _size(shapes, "gnn.0.attn.proj_e.2.weight", 0),
-        max_shape=(channels, channels, kernel, kernel),
-        num_classes=_size(shapes, "decoder.class_layer_predictor.1.weight", 0),
-        final_layernorm="ln.weight" in shapes,
-        virtual_edges=not gated or any(name.startswith("gnn.mlp_ve.") for name in shapes),
-    )
+    # The papers' rule is 16 heads where d > 64, else 8; the bias of the edge term has one entry a
+    # head, which also holds for hypernetworks of other sizes.
+    heads = 1 if gated or not attends else _size(shapes, "gnn.0.attn.proj_e.2.weight", 0)
+    classes = _size(shapes, "decoder.class_layer_predictor.1.weight", 0)
+    try:
+        return GHNConfig(
+            arch="ghn2" if gated else "ghn3" if attends else "mlp",
+            hidden_size=hidden,
+            layers=1 if gated else layers,
+            heads=heads,
+            max_shape=(channels, channels, kernel, kernel),
+            num_classes=classes,
+            final_layernorm="ln.weight" in shapes,
+            virtual_edges=not gated or any(name.startswith("gnn.mlp_ve.") for name in shapes),
+        )
+    except GHNInitError as error:
+        raise GHNInitError(f"damaged: its sizes are not those of any GHN: {error}") from error
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int) -> int:
@@ -221,87 +232,11 @@ def _no_ghn(shapes: Mapping[str, tuple[int, ...]]) -> GHNInitError:
     )
 
 
-def expected_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=8)
+def expected_shapes(config: GHNConfig) -> Mapping[str, tuple[int, ...]]:
     """Name -> shape of every tensor in the state dict of a hypernetwork (canonical names)."""
-    d, c, s = config.hidden_size, config.channels, config.kernel
-    classes = config.num_classes
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed.weight": (_PRIMITIVES, d),
-        "shape_enc.embed_channel.weight": (_channel_rows(classes), d // 4),
-        "shape_enc.embed_spatial.weight": (_kernel_rows(s), d // 4),
-        "decoder.fc.0.weight": (s, s, 4 * d, d),
-        "decoder.fc.0.bias": (s, s, 4 * d),
-        **_linear("decoder.conv.0", 8 * d, 4 * d),
-        **_linear("decoder.conv.2", c * c, 8 * d),
-        **_linear("decoder.class_layer_predictor.1", classes, c),
-        **_linear("decoder_1d.fc.0", 2 * d, d),
-        **_linear("decoder_1d.fc.2", 2 * c, 2 * d),
-        **_linear("bias_class.1", classes, c),
-    }
-    if config.final_layernorm:
-        shapes |= _norm("ln", d)
-    kinds = {"ghn3": _graphormer_shapes, "ghn2": _gated_shapes, "mlp": _mlp_shapes}
-    return shapes | kinds[config.arch](config)
-
-
-def _graphormer_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
-    d = config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "centrality_embed_in.weight": (_DEGREES, d),
-        "centrality_embed_out.weight": (_DEGREES, d),
-        "input_dist_embed.weight": (_INPUT_DISTANCES, d),
-        "gnn.0.attn.edge_embed.embed.weight": (_DISTANCES, d),
-        **_linear("gnn.0.attn.proj_e.0", d, 2 * d),
-        **_linear("gnn.0.attn.proj_e.2", config.heads, d),
-    }
-    for layer in range(config.layers):
-        shapes |= _norm(f"gnn.{layer}.ln1", d)
-        shapes |= {f"gnn.{layer}.attn.to_qkv.weight": (3 * d, d)}
-        shapes |= _linear(f"gnn.{layer}.attn.to_out.0", d, d)
-    return shapes | _mlp_shapes(config)
-
-
-def _mlp_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
-    d = config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in range(config.layers):
-        shapes |= _norm(f"gnn.{layer}.ln2", d)
-        shapes |= _linear(f"gnn.{layer}.ff.net.0", 4 * d, d)
-        shapes |= _linear(f"gnn.{layer}.ff.net.3", d, 4 * d)
-    return shapes
-
-
-def _gated_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
-    d = config.hidden_size
-    middle = d // 2 if config.virtual_edges else d
-    shapes = _linear("gnn.mlp.fc.0", middle, d) | _linear("gnn.mlp.fc.2", d, middle)
-    if config.virtual_edges:
-        shapes |= _linear("gnn.mlp_ve.fc.0", middle, d) | _linear("gnn.mlp_ve.fc.2", d, middle)
-    for side in ("ih", "hh"):
-        shapes |= {
-            f"gnn.gru.weight_{side}": (3 * d, d),
-            f"gnn.gru.bias_{side}": (3 * d,),
-        }
-    return shapes
-
-
-def _linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
-
-
-def _norm(name: str, size: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
-
-
-def _channel_rows(num_classes: int) -> int:
-    """Rows of the table of channel counts, the dummy row included."""
-    exact = {1, 3, num_classes}
-    return len(exact.union(range(8, 64, 8), range(64, 4096, 16), range(4096, 8193, 32))) + 1
-
-
-def _kernel_rows(kernel: int) -> int:
-    """Rows of the table of kernel sizes, the dummy row included."""
-    return len({14, 16}.union(range(1, max(11, kernel - 1) + 1, 2))) + 1
+    state = without_weights(config).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def check_state(

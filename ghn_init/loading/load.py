@@ -8,7 +8,7 @@ import warnings
 import torch
 
 from ghn_init.errors import GHNInitError
-from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.hypernetwork.ghn import GHN, without_weights
 from ghn_init.loading.checkpoint import open_checkpoint, read_tensors
 from ghn_init.loading.embedded import EMBEDDED, EMBEDDED_ARCH
 from ghn_init.loading.hub import DEFAULTS, NotAvailable, check_reachable
@@ -48,8 +48,9 @@ def load_ghn(
         raise GHNInitError(f"dtype is {dtype}: give torch.float32 or torch.bfloat16.")
     checkpoint = open_checkpoint(name_or_path, sha256=sha256)
     tensors = {name: tensor.to(device, dtype) for name, tensor in read_tensors(checkpoint).items()}
-    with torch.device("meta"):
-        ghn = GHN(checkpoint.config, checkpoint.name, checkpoint.origin, checkpoint.defaults)
+    ghn = without_weights(
+        checkpoint.config, checkpoint.name, checkpoint.origin, checkpoint.defaults
+    )
     ghn.load_state_dict(tensors, assign=True)
     return ghn.requires_grad_(False).eval()
 

@@ -91,9 +91,13 @@ class Cursor:
     def __init__(self, file: BinaryIO, position: int, end: int, budget: Budget) -> None:
         self.file, self.position, self.end, self.budget = file, position, end, budget
 
-    def skip(self, size: int) -> Bytes:
+    def expect(self, size: int) -> None:
+        """Raises unless `size` more bytes are there."""
         if size > self.end - self.position:
             raise GHNInitError("truncated: the file ends in the middle. Fetch or copy it again")
+
+    def skip(self, size: int) -> Bytes:
+        self.expect(size)
         span = Bytes(self.position, size)
         self.position += size
         return span
@@ -138,10 +142,12 @@ class Machine:
         try:
             while (code := self.cursor.take(1)) != b".":
                 self.cursor.budget.step()
-                instruction = _INSTRUCTIONS.get(code)
-                if instruction is None:
+                if code in _VALUES:
+                    self.stack.append(_VALUES[code](self.cursor))
+                elif code in _INSTRUCTIONS:
+                    _INSTRUCTIONS[code](self)
+                else:
                     raise self._unknown(code)
-                instruction(self)
             (result,) = self.stack
         except DAMAGED as error:
             raise GHNInitError(
@@ -165,49 +171,6 @@ class Machine:
             "anything on this machine. Nothing was run. Get the file from a source you trust"
         )
 
-    # Values.
-
-    def push_none(self) -> None:
-        self.stack.append(None)
-
-    def push_true(self) -> None:
-        self.stack.append(True)
-
-    def push_false(self) -> None:
-        self.stack.append(False)
-
-    def push_byte(self) -> None:
-        self.stack.append(self.cursor.number(1))
-
-    def push_short(self) -> None:
-        self.stack.append(self.cursor.number(2))
-
-    def push_int(self) -> None:
-        self.stack.append(self.cursor.number(4, signed=True))
-
-    def push_long(self) -> None:
-        self.stack.append(self.cursor.number(self.cursor.number(1), signed=True))
-
-    def push_float(self) -> None:
-        self.stack.append(struct.unpack(">d", self.cursor.take(8))[0])
-
-    def push_text(self, width: int) -> None:
-        self.stack.append(self.cursor.take(self.cursor.number(width)).decode())
-
-    def push_bytes(self, width: int) -> None:
-        self.stack.append(self.cursor.skip(self.cursor.number(width)))
-
-    def push_dict(self) -> None:
-        self.stack.append({})
-
-    def push_list(self) -> None:
-        self.stack.append([])
-
-    def push_empty_tuple(self) -> None:
-        self.stack.append(())
-
-    # Containers.
-
     def pop(self) -> object:
         """The top of the stack, down to the last mark at most."""
         if self.marks and len(self.stack) <= self.marks[-1]:
@@ -220,24 +183,11 @@ class Machine:
         del self.stack[start:]
         return items
 
-    def mark(self) -> None:
-        self.marks.append(len(self.stack))
-
-    def make_tuple(self) -> None:
-        self.stack.append(tuple(self.pop_to_mark()))
-
-    def make_short_tuple(self, size: int) -> None:
+    def make_tuple(self, size: int) -> None:
         items = [self.pop() for _ in range(size)]
         self.stack.append(tuple(reversed(items)))
 
-    def set_item(self) -> None:
-        value, key = self.pop(), self.pop()
-        self._store([key, value])
-
-    def set_items(self) -> None:
-        self._store(self.pop_to_mark())
-
-    def _store(self, items: list[object]) -> None:
+    def set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
             raise TypeError("items for something that is no dictionary")
@@ -247,41 +197,22 @@ class Machine:
                 raise TypeError("a key that is neither a string nor a number")
             target[key] = value
 
-    def append(self) -> None:
-        self._extend([self.pop()])
-
-    def append_all(self) -> None:
-        self._extend(self.pop_to_mark())
-
-    def _extend(self, items: list[object]) -> None:
+    def extend(self, items: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list):
             raise TypeError("items for something that is no list")
         target.extend(items)
 
-    # Memo.
-
-    def remember(self, width: int) -> None:
-        self.memo[self.cursor.number(width)] = self.stack[-1]
-
-    def remember_next(self) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    def recall(self, width: int) -> None:
-        self.stack.append(self.memo[self.cursor.number(width)])
-
-    # Names, calls, storages.
-
-    def find_on_line(self) -> None:
-        self._find(self.cursor.line(), self.cursor.line())
+    def remember(self, number: int) -> None:
+        self.memo[number] = self.stack[-1]
 
     def find_on_stack(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name that is no string")
-        self._find(module, name)
+        self.find(module, name)
 
-    def _find(self, module: str, name: str) -> None:
+    def find(self, module: str, name: str) -> None:
         full = f"{module}.{name}"
         if full not in self.allowed:
             raise self._refused(full)
@@ -321,53 +252,59 @@ class Machine:
             case _:
                 raise GHNInitError("refused: it refers to data in a way that no checkpoint does")
 
-    def check_frame(self) -> None:
-        size = self.cursor.number(8)
-        if size > self.cursor.end - self.cursor.position:
-            raise GHNInitError("truncated: the file ends in the middle. Fetch or copy it again")
 
-    def check_protocol(self) -> None:
-        if self.cursor.number(1) > 5:
-            raise GHNInitError("it is written in a pickle protocol that is not known")
+def _frame(machine: Machine) -> None:
+    """A frame announces how many bytes follow; they are read one instruction at a time."""
+    machine.cursor.expect(machine.cursor.number(8))
 
+
+def _protocol(machine: Machine) -> None:
+    if machine.cursor.number(1) > 5:
+        raise GHNInitError("it is written in a pickle protocol that is not known")
+
+
+_VALUES: dict[bytes, Callable[[Cursor], object]] = {
+    b"N": lambda c: None,
+    b"\x88": lambda c: True,
+    b"\x89": lambda c: False,
+    b"K": lambda c: c.number(1),
+    b"M": lambda c: c.number(2),
+    b"J": lambda c: c.number(4, signed=True),
+    b"\x8a": lambda c: c.number(c.number(1), signed=True),
+    b"G": lambda c: struct.unpack(">d", c.take(8))[0],
+    b"\x8c": lambda c: c.take(c.number(1)).decode(),
+    b"X": lambda c: c.take(c.number(4)).decode(),
+    b"\x8d": lambda c: c.take(c.number(8)).decode(),
+    b"C": lambda c: c.skip(c.number(1)),
+    b"B": lambda c: c.skip(c.number(4)),
+    b"\x8e": lambda c: c.skip(c.number(8)),
+    b"}": lambda c: {},
+    b"]": lambda c: [],
+    b")": lambda c: (),
+}
+"""Instructions that push a value, which may stand behind them in the file."""
 
 _INSTRUCTIONS: dict[bytes, Callable[[Machine], None]] = {
-    b"\x80": Machine.check_protocol,
-    b"\x95": Machine.check_frame,
-    b"N": Machine.push_none,
-    b"\x88": Machine.push_true,
-    b"\x89": Machine.push_false,
-    b"K": Machine.push_byte,
-    b"M": Machine.push_short,
-    b"J": Machine.push_int,
-    b"\x8a": Machine.push_long,
-    b"G": Machine.push_float,
-    b"\x8c": lambda m: m.push_text(1),
-    b"X": lambda m: m.push_text(4),
-    b"\x8d": lambda m: m.push_text(8),
-    b"C": lambda m: m.push_bytes(1),
-    b"B": lambda m: m.push_bytes(4),
-    b"\x8e": lambda m: m.push_bytes(8),
-    b"}": Machine.push_dict,
-    b"]": Machine.push_list,
-    b")": Machine.push_empty_tuple,
-    b"(": Machine.mark,
-    b"t": Machine.make_tuple,
-    b"\x85": lambda m: m.make_short_tuple(1),
-    b"\x86": lambda m: m.make_short_tuple(2),
-    b"\x87": lambda m: m.make_short_tuple(3),
-    b"s": Machine.set_item,
-    b"u": Machine.set_items,
-    b"a": Machine.append,
-    b"e": Machine.append_all,
-    b"q": lambda m: m.remember(1),
-    b"r": lambda m: m.remember(4),
-    b"\x94": Machine.remember_next,
-    b"h": lambda m: m.recall(1),
-    b"j": lambda m: m.recall(4),
-    b"c": Machine.find_on_line,
+    b"\x80": _protocol,
+    b"\x95": _frame,
+    b"(": lambda m: m.marks.append(len(m.stack)),
+    b"t": lambda m: m.stack.append(tuple(m.pop_to_mark())),
+    b"\x85": lambda m: m.make_tuple(1),
+    b"\x86": lambda m: m.make_tuple(2),
+    b"\x87": lambda m: m.make_tuple(3),
+    b"s": lambda m: m.set_items([m.pop(), m.pop()][::-1]),
+    b"u": lambda m: m.set_items(m.pop_to_mark()),
+    b"a": lambda m: m.extend([m.pop()]),
+    b"e": lambda m: m.extend(m.pop_to_mark()),
+    b"q": lambda m: m.remember(m.cursor.number(1)),
+    b"r": lambda m: m.remember(m.cursor.number(4)),
+    b"\x94": lambda m: m.remember(len(m.memo)),
+    b"h": lambda m: m.stack.append(m.memo[m.cursor.number(1)]),
+    b"j": lambda m: m.stack.append(m.memo[m.cursor.number(4)]),
+    b"c": lambda m: m.find(m.cursor.line(), m.cursor.line()),
     b"\x93": Machine.find_on_stack,
     b"R": Machine.call,
     b"b": Machine.set_attributes,
     b"Q": Machine.find_persistent,
 }
+"""All others, as far as a checkpoint needs them."""

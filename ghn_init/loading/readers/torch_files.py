@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import torch
 
@@ -236,11 +236,22 @@ class _Record:
             raise GHNInitError("damaged: a checksum in it is wrong. Fetch or copy it again")
 
 
+class _Sparing:
+    """A file for `zipfile`, which reads the table of contents at once, however large it is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_RECORDS:
+            raise GHNInitError("refused: the table of contents of the zip file is absurdly large")
+        return self._read(min(size, MAX_RECORDS) if size >= 0 else MAX_RECORDS)
+
+
 def _zip_records(file: BinaryIO) -> dict[str, _Record]:
     """Name -> record. Refuses everything that torch does not write: compression, overlaps, ..."""
-    _check_zip_end(file)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(cast(BinaryIO, _Sparing(file))) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, *DAMAGED) as error:
         raise GHNInitError(f"damaged: it is no whole zip file ({error})") from error
@@ -260,32 +271,6 @@ def _zip_records(file: BinaryIO) -> dict[str, _Record]:
     return records
 
 
-def _check_zip_end(file: BinaryIO) -> None:
-    """Bounds the table of contents before Python's zipfile reads it into memory.
-
-    torch writes no archive comment, so the end record is the last 22 bytes, and a zip64 locator
-    the 20 before; zipfile looks in these places first.
-    """
-    size = file_size(file)
-    tail = read_exactly(file, max(0, size - 42), min(size, 42))
-    end = tail[-22:]
-    if len(end) < 22 or end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
-        raise GHNInitError("truncated: the end of a zip file is missing. Fetch or copy it again")
-    table = int.from_bytes(end[12:16], "little")
-    if len(tail) == 42 and tail[:4] == b"PK\x06\x07":
-        where = int.from_bytes(tail[8:16], "little")
-        if where + 56 > size:
-            raise GHNInitError("damaged: it is no whole zip file")
-        table = max(
-            table if table < 0xFFFFFFFF else 0,
-            int.from_bytes(read_exactly(file, where + 40, 8), "little"),
-            # zipfile may look for that record right before the locator instead
-            int.from_bytes(read_exactly(file, max(0, size - 98) + 40, 8), "little"),
-        )
-    if table > MAX_RECORDS:
-        raise GHNInitError("refused: the table of contents of the zip file is absurdly large")
-
-
 def _record_start(file: BinaryIO, header: int) -> int:
     """Where the data of the record with this local header begins."""
     local = read_exactly(file, header, 30)
@@ -303,6 +288,3 @@ def _archive_root(records: Mapping[str, _Record]) -> str:
     if f"{roots[0]}/constants.pkl" in records:
         raise GHNInitError("it is a TorchScript model, not a checkpoint (a state dict)")
     return roots[0]
-
-
-# The machine.
