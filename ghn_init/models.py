@@ -81,7 +81,8 @@ def _torchvision_builder(models: Any) -> Callable[..., nn.Module]:
         builder = models.get_model_builder(name)
         if "weights_backbone" in inspect.signature(builder).parameters:
             keywords["weights_backbone"] = None  # the default downloads them
-        return builder(weights=None, **keywords)
+        model: nn.Module = builder(weights=None, **keywords)
+        return model
 
     return build
 

@@ -17,7 +17,7 @@ LOG_INTERVAL = 30.0
 _LOG_FORMAT = "{n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
-class Progress(tqdm):
+class Progress(tqdm):  # type: ignore[misc]
     """A tqdm bar on stderr that is never wider than the terminal.
 
     Arguments:

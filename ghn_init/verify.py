@@ -72,7 +72,7 @@ def published_norms(checkpoint: str) -> dict[str, float]:
         GHNInitError: they published none for it.
     """
     text = importlib.resources.files("ghn_init").joinpath("published_norms.json").read_text()
-    tables = json.loads(text)
+    tables: dict[str, dict[str, float]] = json.loads(text)
     name = checkpoint.partition("@")[0]
     if name not in tables:
         raise GHNInitError(

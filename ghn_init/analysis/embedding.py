@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ghn_init.analysis.extra import plot_extra
-from ghn_init.analysis.initializations import Checkpoint, load_hypernetwork
+from ghn_init.analysis.initializations import load_hypernetwork
 from ghn_init.analysis.plots.palette import GREY, series_style
-from ghn_init.analysis.results import Result, text_table
+from ghn_init.analysis.results import Result, new_figure, text_table
+from ghn_init.api import Checkpoint
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.tracing import trace
 from ghn_init.progress import Progress
@@ -60,7 +61,7 @@ class Embedding(Result):
 
     def plot(self) -> Figure:
         """The map, coloured by the column; numbers on a scale, names each in its own style."""
-        figure = plot_extra("matplotlib.figure").Figure((8, 6), dpi=150, layout="constrained")
+        figure = new_figure(8, 6)
         axes = figure.add_subplot()
         if any(isinstance(value, str) for value in self.values.values()):
             self._plot_groups(axes)

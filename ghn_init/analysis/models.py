@@ -7,7 +7,6 @@ import importlib.util
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -45,14 +44,17 @@ def pretrained_model(name: str, library: str | None = None) -> nn.Module:
         raise GHNInitError(f"{name!r} has no pretrained weights that are known here: leave it out.")
     library = library or create_model(name)[1]
     try:
+        model: nn.Module
         if library == "timm":
-            return importlib.import_module("timm").create_model(name, pretrained=True)
-        models: Any = importlib.import_module("torchvision.models")
-        return models.get_model(name, weights="DEFAULT")
+            model = importlib.import_module("timm").create_model(name, pretrained=True)
+        else:
+            models = importlib.import_module("torchvision.models")
+            model = models.get_model(name, weights="DEFAULT")
     except Exception as error:  # whatever a library's builder or a download raises
         raise GHNInitError(
             f"no pretrained weights of {library} model {name!r}: {_reason(error)}"
         ) from error
+    return model
 
 
 class LazyModels(Mapping[str, nn.Module]):

@@ -13,11 +13,12 @@ from torchvision.datasets import ImageFolder
 
 from ghn_init.analysis.extra import plot_extra
 from ghn_init.analysis.images import Batch, folder_batch, iter_batches, open_folder, traced
-from ghn_init.analysis.initializations import Checkpoint, initialized, load_hypernetwork
+from ghn_init.analysis.initializations import initialized, load_hypernetwork
 from ghn_init.analysis.measure.proxies import PROXIES, zero_cost
 from ghn_init.analysis.measure.signals import first_tensor, use_batch_statistics
 from ghn_init.analysis.plots.palette import BLUE
-from ghn_init.analysis.results import Result, text_table
+from ghn_init.analysis.results import Result, new_figure, text_table
+from ghn_init.api import Checkpoint
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.graph import Graph
 from ghn_init.hypernetwork.ghn import GHN
@@ -60,9 +61,7 @@ class Ranking(Result):
         """A panel a metric: accuracy over the rank of the score."""
         columns = min(4, len(self.scores))
         rows = -(-len(self.scores) // columns)
-        figure = plot_extra("matplotlib.figure").Figure(
-            (0.6 + 2.6 * columns, 0.4 + 2.3 * rows), dpi=150, layout="constrained"
-        )
+        figure = new_figure(0.6 + 2.6 * columns, 0.4 + 2.3 * rows)
         panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
         for panel in panels[len(self.scores) :]:
             panel.set_axis_off()

@@ -53,6 +53,18 @@ class Result(ABC):
         save_figure(self.plot(), path)
 
 
+def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
+    """An empty figure, its size in inches.
+
+    Raises:
+        GHNInitError: the extra `[plot]` is not installed.
+    """
+    figure: Figure = plot_extra("matplotlib.figure").Figure(
+        (width, height), dpi=dpi, layout="constrained"
+    )
+    return figure
+
+
 def check_suffix(path: str | os.PathLike[str], known: Sequence[str]) -> str:
     """The suffix of a file to write, in lower case.
 

@@ -20,7 +20,7 @@ from ghn_init.analysis.initializations import (
     load_hypernetworks,
 )
 from ghn_init.analysis.plots.palette import series_style
-from ghn_init.analysis.results import Result, text_table
+from ghn_init.analysis.results import Result, new_figure, text_table
 from ghn_init.errors import GHNInitError
 from ghn_init.methods.variants import parse_method
 from ghn_init.progress import Progress
@@ -74,7 +74,7 @@ class Diversity(Result):
 
     def plot(self) -> Figure:
         """Bars: a group a shape, a bar a method."""
-        figure = plot_extra("matplotlib.figure").Figure((7, 3.5), dpi=150, layout="constrained")
+        figure = new_figure(7, 3.5)
         axes = figure.add_subplot()
         width = 0.8 / len(self.distances)
         for i, (method, values) in enumerate(self.distances.items()):

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ghn_init.analysis.extra import plot_extra
 from ghn_init.analysis.plots.palette import series_style
-from ghn_init.analysis.results import Result, text_table
+from ghn_init.analysis.results import Result, new_figure, text_table
 from ghn_init.compare.finetune import FineTuning, Outcome, Point
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ class Comparison(Result):
 
     def plot(self) -> Figure:
         """Learning curves: the mean of each method, and a thin line for each seed."""
-        figure = plot_extra("matplotlib.figure").Figure((7, 4.5), dpi=120, layout="constrained")
+        figure = new_figure(7, 4.5, dpi=120)
         axes = figure.subplots()
         for index, row in enumerate(self.rows):
             _draw(axes, row, index)

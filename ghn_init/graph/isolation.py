@@ -50,7 +50,7 @@ def isolated_rng() -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=devices):
             random.seed(0)
-            torch.random.default_generator.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             if numpy:
                 numpy.random.seed(0)
             yield

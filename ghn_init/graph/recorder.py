@@ -198,7 +198,7 @@ class _Recorder(TorchDispatchMode):
     """
 
     def __init__(self, made: MutableMapping[Tensor, fx.Node]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self._made = made
         self._order: dict[fx.Node, int] = {}
@@ -354,7 +354,7 @@ def _map(function: Callable[[Any], Any], kind: type, value: Any) -> Any:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _collect_tensors(value: Any, found: list[Tensor], seen: set[int]) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.builder import trace_graph
 from ghn_init.graph.graph import Graph
-from ghn_init.graph.inputs import Inputs, given_inputs, likely_inputs
-from ghn_init.graph.recorder import NeedsNumbers
+from ghn_init.graph.inputs import given_inputs, likely_inputs
+from ghn_init.graph.recorder import Inputs, NeedsNumbers
 
 _IN_EVALUATION_MODE = (
     "traced in evaluation mode, as the model does not run on the inputs in training mode: parts "

@@ -96,7 +96,8 @@ class ConvDecoder(nn.Module):
 
     def classifier(self, weight: Tensor) -> Tensor:
         """`(N, C, in)` decoded weights -> `(N, num_classes, in)`."""
-        return self.class_layer_predictor(weight.transpose(1, 2)).transpose(1, 2)
+        scores: Tensor = self.class_layer_predictor(weight.transpose(1, 2))
+        return scores.transpose(1, 2)
 
     def _hidden(self, nodes: Sequence[Tensor], kernels: Sequence[tuple[int, int]]) -> list[Tensor]:
         """All but the last linear map: `(N, d)` -> `(h * w * N, 8d)` for each kernel size."""
@@ -199,7 +200,8 @@ def _products(columns: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled():  # rows are copied, but the gradients are one product each
         products = F.linear(columns, rows.flatten(0, 1), bias.flatten())
-        return products.unflatten(1, bias.shape).transpose(0, 1)
+        by_row: Tensor = products.unflatten(1, bias.shape)
+        return by_row.transpose(0, 1)
     if columns.is_cpu and columns.dtype == torch.bfloat16:  # for which baddbmm copies the rows
         return torch.stack([F.linear(columns, r, b) for r, b in zip(rows, bias, strict=True)])
     return torch.baddbmm(bias[:, None], columns.expand(len(rows), -1, -1), rows.mT)
@@ -218,7 +220,8 @@ class VectorDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, d)` node features -> `(N, 2, C)`."""
-        return self.fc(x).unflatten(-1, (2, -1))
+        pairs: Tensor = self.fc(x).unflatten(-1, (2, -1))
+        return pairs
 
 
 def cut(decoded: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -244,7 +247,8 @@ def normalise_weight(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
     """
     narrow = len(shape) > 2 and shape[1] == 1
     row = len(shape) > 3 and shape[2] < shape[3]
-    return weight * ((1 if narrow or row else 2) / math.prod(shape[1:])) ** 0.5
+    scale: float = ((1 if narrow or row else 2) / math.prod(shape[1:])) ** 0.5
+    return weight * scale
 
 
 def normalise_norm_weight(weight: Tensor) -> Tensor:

@@ -92,13 +92,15 @@ class GHN(nn.Module):
 
     def forward(self, graphs: EncodedGraphs) -> Tensor:
         """Node features behind the graph network, `(B, N, d)` for B graphs of at most N nodes."""
-        x = self.embed(graphs.primitives) + self.shape_enc(graphs.shapes)
+        x: Tensor = self.embed(graphs.primitives) + self.shape_enc(graphs.shapes)
         if self.config.arch == "ghn3":  # Eq. 7, and the distance from the input (Appendix A.1)
             x = x + self.centrality_embed_in(graphs.in_degrees)
             x = x + self.centrality_embed_out(graphs.out_degrees)
             x = x + self.input_dist_embed(graphs.input_distances)
         x = self.gnn(x, graphs)
-        return self.ln(x) if self.config.final_layernorm else x
+        if self.config.final_layernorm:
+            x = self.ln(x)
+        return x
 
 
 def without_weights(

@@ -20,7 +20,8 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x)
+        out: Tensor = self.fc(x)
+        return out
 
 
 class GatedGNN(nn.Module):

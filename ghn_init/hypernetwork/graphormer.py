@@ -58,7 +58,7 @@ class Attention(nn.Module):
         backward = torch.cat([none, steps[1:]])
         embed = self.edge_embed.embed
         pairs = torch.cat([embed(forward + _EDGE_SHIFT), embed(backward + _EDGE_SHIFT)], dim=-1)
-        table = self.proj_e(pairs).t()  # (heads, pairs)
+        table: Tensor = self.proj_e(pairs).t()  # (heads, pairs)
         rows = pair_rows(distances)
         looked_up = table.gather(1, rows.flatten().expand(self.heads, -1))
         return looked_up.view(self.heads, *rows.shape).transpose(0, 1)
@@ -68,7 +68,8 @@ class Attention(nn.Module):
         b, n, d = x.shape
         q, k, v = self.to_qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=edge_term.to(q.dtype))
-        return self.to_out(out.transpose(1, 2).reshape(b, n, d))
+        projected: Tensor = self.to_out(out.transpose(1, 2).reshape(b, n, d))
+        return projected
 
 
 class FeedForward(nn.Module):
@@ -84,7 +85,8 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        out: Tensor = self.net(x)
+        return out
 
 
 class GraphormerLayer(nn.Module):
@@ -99,7 +101,8 @@ class GraphormerLayer(nn.Module):
 
     def forward(self, x: Tensor, edge_term: Tensor) -> Tensor:
         x = x + self.attn(self.ln1(x), edge_term)
-        return x + self.ff(self.ln2(x))
+        x = x + self.ff(self.ln2(x))
+        return x
 
 
 class NodeMLPLayer(nn.Module):
@@ -111,7 +114,8 @@ class NodeMLPLayer(nn.Module):
         self.ff = FeedForward(hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.ff(self.ln2(x))
+        x = x + self.ff(self.ln2(x))
+        return x
 
 
 class NodeMLP(nn.ModuleList):

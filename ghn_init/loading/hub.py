@@ -42,7 +42,7 @@ def check_reachable(name: str) -> None:
     """
     try:
         from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
-        from huggingface_hub.utils import get_session
+        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
     except ImportError as error:
         raise _not_available(name, "huggingface_hub is not installed") from error
     if isinstance(try_to_load_from_cache(REPOSITORY, KNOWN[name]), str):

@@ -65,7 +65,7 @@ def zero_cost(metric: str, model: nn.Module, layers: Sequence[str], batch: Batch
 def _gradnorm(model: nn.Module, layers: Sequence[str], batch: Batch) -> float:
     """Sum of the weights' gradient norms."""
     gradients = _gradients(_loss(model, batch), _weights(model, layers))
-    return sum(g.norm().item() for g in gradients)
+    return float(sum(g.norm().item() for g in gradients))
 
 
 def _snip(model: nn.Module, layers: Sequence[str], batch: Batch) -> float:
@@ -135,7 +135,7 @@ def _jacobcov(model: nn.Module, layers: Sequence[str], batch: Batch) -> float:
     (gradient,) = torch.autograd.grad(first_tensor(model(images)).sum(), images)
     correlations = torch.corrcoef(gradient.flatten(1).double())
     v = torch.linalg.eigvalsh(correlations) + _JITTER
-    return -(v.log() + 1 / v).sum().item()
+    return float(-(v.log() + 1 / v).sum())
 
 
 PROXIES: dict[str, Callable[[nn.Module, Sequence[str], Batch], float]] = {

@@ -13,6 +13,7 @@ from ghn_init.analysis.extra import plot_extra
 from ghn_init.analysis.measure.correlations import BINS
 from ghn_init.analysis.measure.measured import Diagnosed, LayerFigures
 from ghn_init.analysis.plots.palette import Style, series_style
+from ghn_init.analysis.results import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,10 +46,9 @@ def page(
     with_filters = any(method.filters is not None for method in methods)
     strip = min(_ROW, 0.7 + 0.25 * _WIDTH / len(methods))  # four rows of sixteen filters
     heights = [0.6, strip * with_filters, *[_ROW] * 4, _LINE * (len(words) + 1)]
-    figure = plot_extra("matplotlib.figure").Figure((_WIDTH, sum(heights)), dpi=110,
-                                                    layout="constrained")  # fmt: skip
-    parts = iter(figure.subfigures(sum(h > 0 for h in heights), 1,
-                                   height_ratios=[h for h in heights if h]))  # fmt: skip
+    figure = new_figure(_WIDTH, sum(heights), dpi=110)
+    shown = [height for height in heights if height]
+    parts = iter(figure.subfigures(len(shown), 1, squeeze=False, height_ratios=shown).flat)
     styles = [series_style(i) for i in range(len(methods))]
     _head(next(parts), f"{name}: {len(layers)} layers, {batch}", methods, styles)
     if with_filters:

@@ -12,6 +12,7 @@ from ghn_init.analysis.extra import plot_extra
 from ghn_init.analysis.measure.graph_statistics import GraphStatistics, as_networkx
 from ghn_init.analysis.plots.layout import ROW_GAP, Layout, layered
 from ghn_init.analysis.plots.palette import PRIMITIVE_STYLES
+from ghn_init.analysis.results import new_figure
 from ghn_init.graph.graph import PRIMITIVES, Graph
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def picture(
     """Draw a graph; nodes in `unpredicted` are left empty, and the note stands below the title."""
     layout = layered(as_networkx(graph))
     pitch = min(_PITCH, _WIDTH / layout.columns)
-    figure = plot_extra("matplotlib.figure").Figure(layout="constrained", dpi=150)
+    figure = new_figure(7, 7)
     axes = figure.add_subplot()
     axes.set_axis_off()
     small = len(graph) <= _LABELLED
