@@ -34,12 +34,17 @@ from ghn_init.train.networks.layers import (
 Step = tuple[Layer, tuple[int, ...]]
 """A layer, and the values that it reads."""
 
+Value = int | None
+"""What a layer reads: 0 is the images, n what step n - 1 computes, None what `none` has cut off."""
+
+Channels = tuple[int, int]
+"""Of a layer's input and output."""
+
 
 class Compiler:
     """Writes the layers of a network one after the other.
 
-    Values are numbered: 0 is the images, n what step n - 1 computes. None is the value of an edge
-    that `none` has cut: layers behind it have parameters, and are never computed.
+    A layer behind an edge that `none` has cut has parameters, and is never computed.
     """
 
     def __init__(
@@ -52,12 +57,12 @@ class Compiler:
         self.shapes: dict[str, Shape] = {}
         self._relus: dict[int, int] = {}
 
-    def network(self) -> int | None:
+    def network(self) -> Value:
         """Stem, cells, head; the value of the logits."""
         a = self.architecture
         s0, s1, before, last = self._stem()
         channels, halved = a.channels, a.stem_type == 1
-        x: int | None = s1
+        x: Value = s1
         for i in range(a.n_cells):
             reduces = i > 0 and i in (a.n_cells // 3, 2 * a.n_cells // 3)
             if reduces:
@@ -72,7 +77,8 @@ class Compiler:
 
     # -- single layers
 
-    def _emit(self, layer: Layer, *inputs: int | None) -> int | None:
+    def _emit(self, layer: Layer, *inputs: Value) -> Value:
+        """A layer that reads these values; what it computes."""
         self.shapes.update(layer.shapes())
         known = tuple(i for i in inputs if i is not None)
         if len(known) < len(inputs):
@@ -83,14 +89,14 @@ class Compiler:
     def _conv(
         self,
         name: str,
-        x: int | None,
-        channels: tuple[int, int],
+        x: Value,
+        channels: Channels,
         kernel: int | tuple[int, int],
         stride: int = 1,
         dilation: int = 1,
         depthwise: bool = False,
         padding: int | None = None,
-    ) -> int | None:
+    ) -> Value:
         """A convolution that keeps the size, but for its stride; channels are (in, out)."""
         height, width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
         pads = ((height - 1) * dilation // 2, (width - 1) * dilation // 2)
@@ -103,10 +109,10 @@ class Compiler:
         shape = (channels[1], channels[0] // groups, height, width)
         return self._emit(Conv(name, shape, strides, pads, dilation, groups), x)
 
-    def _norm(self, name: str, x: int | None, channels: int) -> int | None:
+    def _norm(self, name: str, x: Value, channels: int) -> Value:
         return self._emit(BatchNorm(name, channels), x) if self.architecture.norm else x
 
-    def _relu(self, x: int | None) -> int | None:
+    def _relu(self, x: Value) -> Value:
         """Computed once for all layers that read the same value."""
         if x is None:
             return None
@@ -122,7 +128,7 @@ class Compiler:
 
     # -- stem
 
-    def _stem(self) -> tuple[int | None, int | None, int, int]:
+    def _stem(self) -> tuple[Value, Value, int, int]:
         """The two inputs of the first cell, and their channels."""
         a, images = self.architecture, 0
         if a.has_attention:
@@ -135,7 +141,7 @@ class Compiler:
             return x, x, a.channels, a.channels
         return self._plain_stem(images) if a.stem_type == 0 else self._deep_stem(images)
 
-    def _plain_stem(self, x: int | None) -> tuple[int | None, int | None, int, int]:
+    def _plain_stem(self, x: Value) -> tuple[Value, Value, int, int]:
         a = self.architecture
         channels = a.channels * (3 if a.preproc and not self.large else 1)
         stride = a.stem_stride if self.large else 1
@@ -147,7 +153,7 @@ class Compiler:
             self._halve()
         return x, x, channels, channels
 
-    def _deep_stem(self, x: int | None) -> tuple[int | None, int | None, int, int]:
+    def _deep_stem(self, x: Value) -> tuple[Value, Value, int, int]:
         c, stride = self.architecture.channels, 2 if self.large else 1
         x = self._conv("stem.0.conv", x, (3, c // 2), self.architecture.stem_kernel, stride)
         x = self._relu(self._norm("stem.0.norm", x, c // 2))
@@ -162,11 +168,11 @@ class Compiler:
     def _cell(
         self,
         name: str,
-        inputs: tuple[int | None, int | None],
+        inputs: tuple[Value, Value],
         widths: tuple[int, int, int],
         reduces: bool,
         halved: bool,
-    ) -> int | None:
+    ) -> Value:
         """One cell.
 
         Arguments:
@@ -195,10 +201,10 @@ class Compiler:
     def _inputs(
         self,
         name: str,
-        inputs: tuple[int | None, int | None],
+        inputs: tuple[Value, Value],
         widths: tuple[int, int, int],
         halved: bool,
-    ) -> tuple[int | None, int | None]:
+    ) -> tuple[Value, Value]:
         """The cell's inputs, brought to one size, and with `preproc` to its channels."""
         (s0, s1), (before, last, channels) = inputs, widths
         halved = halved and not self.architecture.has_attention
@@ -210,12 +216,12 @@ class Compiler:
             s0 = self._relu_conv(f"{name}.preproc0", s0, (before, channels), 1)
         return s0, self._relu_conv(f"{name}.preproc1", s1, (last, channels), 1)
 
-    def _sum(self, left: int | None, right: int | None) -> int | None:
+    def _sum(self, left: Value, right: Value) -> Value:
         if left is None or right is None:
             return right if left is None else left
         return self._emit(Sum(), left, right)
 
-    def _concat(self, states: list[int | None]) -> int | None:
+    def _concat(self, states: list[Value]) -> Value:
         """States that `none` has cut off count as zeros, unless all of them are."""
         known = next((state for state in states if state is not None), None)
         if known is None:
@@ -228,8 +234,8 @@ class Compiler:
     # -- primitives
 
     def _primitive(
-        self, name: str, primitive: str, x: int | None, inp: int, out: int, stride: int
-    ) -> int | None:
+        self, name: str, primitive: str, x: Value, inp: int, out: int, stride: int
+    ) -> Value:
         """What one edge of a cell computes."""
         channels = (inp, out)
         if primitive == "none":
@@ -253,14 +259,12 @@ class Compiler:
         return self._depthwise(f"{name}.1", x, channels, kernel)
 
     def _relu_conv(
-        self, name: str, x: int | None, channels: tuple[int, int], kernel: int, stride: int = 1
-    ) -> int | None:
+        self, name: str, x: Value, channels: Channels, kernel: int, stride: int = 1
+    ) -> Value:
         x = self._conv(f"{name}.conv", self._relu(x), channels, kernel, stride)
         return self._norm(f"{name}.norm", x, channels[1])
 
-    def _row_column(
-        self, name: str, x: int | None, channels: tuple[int, int], stride: int
-    ) -> int | None:
+    def _row_column(self, name: str, x: Value, channels: Channels, stride: int) -> Value:
         """A 1x7 convolution followed by a 7x1 one."""
         x = self._conv(f"{name}.row", self._relu(x), (channels[0], channels[0]), (1, 7), stride)
         x = self._conv(f"{name}.column", x, channels, (7, 1), stride)
@@ -269,12 +273,12 @@ class Compiler:
     def _depthwise(
         self,
         name: str,
-        x: int | None,
-        channels: tuple[int, int],
+        x: Value,
+        channels: Channels,
         kernel: int,
         stride: int = 1,
         dilation: int = 1,
-    ) -> int | None:
+    ) -> Value:
         """A depthwise convolution followed by a 1x1 one."""
         inp, out = channels
         x = self._relu(x)
@@ -282,31 +286,29 @@ class Compiler:
         x = self._conv(f"{name}.pointwise", x, (inp, out), 1)
         return self._norm(f"{name}.norm", x, out)
 
-    def _factorized(self, name: str, x: int | None, channels: tuple[int, int]) -> int | None:
+    def _factorized(self, name: str, x: Value, channels: Channels) -> Value:
         """Half the size without losing positions: two 1x1 convolutions, one a pixel further."""
         inp, out = channels
         x = self._relu(x)
         left = self._conv(f"{name}.conv0", x, (inp, out // 2), 1, 2)
-        right = None if x is None else self._emit(Apply(shifted), x)
+        right = self._emit(Apply(shifted), x)
         right = self._conv(f"{name}.conv1", right, (inp, out // 2), 1, 2)
-        joined = None if left is None else self._emit(Concat(), left, right)
+        joined = self._emit(Concat(), left, right)
         return self._norm(f"{name}.norm", joined, out)
 
-    def _squeeze_excitation(
-        self, name: str, x: int | None, channels: int, stride: int
-    ) -> int | None:
-        gate = None if x is None else self._emit(Apply(squeeze), x)
+    def _squeeze_excitation(self, name: str, x: Value, channels: int, stride: int) -> Value:
+        gate = self._emit(Apply(squeeze), x)
         gate = self._emit(Linear(f"{name}.reduce", channels, channels // 2), gate)
         gate = self._relu(gate)
         gate = self._emit(Linear(f"{name}.expand", channels // 2, channels), gate)
-        gate = None if gate is None else self._emit(Apply(F.hardswish), gate)
+        gate = self._emit(Apply(F.hardswish), gate)
         x = self._emit(Gate(), x, gate)
         return self._emit(Subsample(stride), x) if stride > 1 else x
 
-    def _transformer(self, name: str, x: int | None, width: int) -> int | None:
+    def _transformer(self, name: str, x: Value, width: int) -> Value:
         """A pre-norm transformer layer, as wide inside as outside."""
         inner = width // HEADS * HEADS
-        x = None if x is None else self._emit(Apply(to_tokens), x)
+        x = self._emit(Apply(to_tokens), x)
         y = self._emit(LayerNorm(f"{name}.ln1", width), x)
         y = self._emit(Linear(f"{name}.to_qkv", width, 3 * inner, bias=False), y)
         y = self._emit(Attention(), y)
@@ -314,14 +316,14 @@ class Compiler:
         x = self._emit(Sum(), y, x)
         y = self._emit(LayerNorm(f"{name}.ln2", width), x)
         y = self._emit(Linear(f"{name}.mlp.0", width, width), y)
-        y = None if y is None else self._emit(Apply(F.gelu), y)
+        y = self._emit(Apply(F.gelu), y)
         y = self._emit(Linear(f"{name}.mlp.1", width, width), y)
         x = self._emit(Sum(), y, x)
-        return None if x is None else self._emit(Apply(to_image), x)
+        return self._emit(Apply(to_image), x)
 
     # -- head
 
-    def _head(self, x: int | None, channels: int) -> int | None:
+    def _head(self, x: Value, channels: int) -> Value:
         a = self.architecture
         if a.glob_avg:
             x = self._emit(GlobalPool(), x)
