@@ -19,10 +19,7 @@ from torch import Tensor
 
 from ghn_init import GHN, load_ghn
 from ghn_init.images.data import Batch, load_images
-from ghn_init.train.config import TrainConfig
-from ghn_init.train.networks.nets import load_nets
-from ghn_init.train.sampling import MetaBatches, Widths
-from ghn_init.train.step import Timer, gradients
+from ghn_init.train import MetaBatches, Timer, TrainConfig, Widths, gradients, load_nets
 
 PARTS = ("decoder.conv.2", "decoder.conv.0", "decoder.fc", "gnn", "")
 """Prefixes of parameters' names; the last one is for all others."""

@@ -5,35 +5,41 @@
 
 Architectures are drawn on the fly and images are noise, so nothing has to be downloaded. Times are
 those of the process's CPU where it computes on the CPU (other work on the machine does not count
-then, but for what it does to the caches), and elapsed ones on a GPU. `--plain` uses PyTorch's own
-backward pass of depthwise convolutions and fused attention, for comparison.
+then, but for what it does to the caches), and elapsed ones on a GPU. `--convolutions` times our
+depthwise convolutions against PyTorch's instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from _common import table
 
-from ghn_init.train import step as training_step
-from ghn_init.train.config import TrainConfig
-from ghn_init.train.init import initialize
-from ghn_init.train.networks import depthwise, layers
-from ghn_init.train.networks.generate import sample
-from ghn_init.train.sampling import MetaBatches, Widths
-from ghn_init.train.step import Timer, gradients
+from ghn_init.train import (
+    MetaBatches,
+    Timer,
+    TrainConfig,
+    Widths,
+    depthwise_conv,
+    gradients,
+    initialize,
+    sample,
+)
 
 
 def main() -> None:
     args = arguments()
     device = torch.device(args.device)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     if device.type == "cpu":
         torch.set_num_threads(args.threads)
-        training_step.time.perf_counter = time.process_time  # type: ignore[attr-defined]
-    if args.plain:
-        use_plain_operators()
+    if args.convolutions:
+        time_convolutions(clock)
+        return
     config = TrainConfig(
         nets="",
         data="",
@@ -51,7 +57,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(ghn.parameters(), config.lr, fused=True)
     images = torch.randn(config.batch_size, 32, 32, 3, device=device).permute(0, 3, 1, 2)
     batch = images, torch.randint(10, (config.batch_size,), device=device)
-    timer = Timer(device, exact=True)
+    timer = Timer(device, exact=True, clock=clock)
     for step in range(args.warmup + args.steps):
         if step == args.warmup:
             timer.seconds.clear()
@@ -69,19 +75,25 @@ def main() -> None:
         print(f"  {name:13} {100 * share:5.1f}%")
 
 
-def use_plain_operators() -> None:
-    """PyTorch's own operators instead of `depthwise_conv` and explicit attention."""
-
-    class Attention(layers.Attention):
-        def __call__(self, params: layers.Params, *inputs: torch.Tensor) -> torch.Tensor:
-            batch, tokens, width = inputs[0].shape
-            heads = (batch, tokens, 3, layers.HEADS, width // (3 * layers.HEADS))
-            q, k, v = inputs[0].view(heads).permute(2, 0, 3, 1, 4)
-            out = F.scaled_dot_product_attention(q, k, v)
-            return out.transpose(1, 2).reshape(batch, tokens, width // 3)
-
-    layers.depthwise_conv = depthwise._forward
-    layers.Attention.__call__ = Attention.__call__  # type: ignore[method-assign]
+def time_convolutions(clock: Callable[[], float], repeats: int = 5) -> None:
+    """Forward and backward pass of depthwise convolutions in bfloat16: PyTorch's own, and ours."""
+    x, channels = torch.randn(64, 64, 16, 16, dtype=torch.bfloat16, requires_grad=True), 64
+    rows = []
+    for kernel, dilation in ((3, 1), (5, 1), (3, 2), (5, 2)):
+        weight = torch.randn(channels, 1, kernel, kernel, dtype=x.dtype, requires_grad=True)
+        pad = (kernel - 1) * dilation // 2
+        seconds = []
+        for convolve in (
+            lambda w=weight, p=pad, d=dilation: F.conv2d(x, w, None, 1, p, d, groups=channels),
+            lambda w=weight, d=dilation: depthwise_conv(x, w, 1, d),
+        ):
+            convolve().sum().backward()
+            start = clock()
+            for _ in range(repeats):
+                convolve().sum().backward()
+            seconds.append((clock() - start) / repeats)
+        rows.append([f"{kernel}x{kernel}, dilation {dilation}", *(1000 * s for s in seconds)])
+    print(table(["milliseconds", "PyTorch", "depthwise_conv"], rows))
 
 
 def arguments() -> argparse.Namespace:
@@ -95,7 +107,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--channels", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--convolutions", action="store_true")
     return parser.parse_args()
 
 

@@ -7,10 +7,16 @@ from .distributed import start as start
 from .evaluation import Accuracies as Accuracies
 from .evaluation import evaluate as evaluate
 from .images import load_images as load_images
+from .init import initialize as initialize
 from .loop import train as train
+from .networks.depthwise import depthwise_conv as depthwise_conv
 from .networks.generate import SPLITS as SPLITS
 from .networks.generate import make_nets as make_nets
+from .networks.generate import sample as sample
 from .networks.genotypes import Architecture as Architecture
 from .networks.genotypes import Cell as Cell
 from .networks.nets import load_nets as load_nets
 from .networks.network import Network as Network
+from .sampling import MetaBatches as MetaBatches
+from .step import Timer as Timer
+from .step import gradients as gradients

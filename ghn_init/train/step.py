@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,20 +31,27 @@ class Timer:
     Arguments:
         device: a GPU is waited for at the end of each part, if `exact`.
         exact: see `device`; otherwise parts on a GPU only count what it takes to start them.
+        clock: gives the time in seconds.
     """
 
-    def __init__(self, device: torch.device, exact: bool = False) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        exact: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.seconds: dict[str, float] = {}
+        self._clock = clock
         self._wait = exact and device.type == "cuda"
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count the time of the block."""
-        start = time.perf_counter()
+        start = self._clock()
         yield
         if self._wait:
             torch.cuda.synchronize()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - start
 
     def shares(self) -> dict[str, float]:
         """Share of each part in all of them; starts counting anew."""
