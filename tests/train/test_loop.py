@@ -205,7 +205,7 @@ def test_a_skipped_step_changes_nothing(
         ({"arch": "ghn9"}, "arch is 'ghn9': give ghn3, ghn2 or mlp"),
         ({"precision": "fp8"}, "precision is 'fp8': give fp32 or bf16"),
         ({"steps": 0}, "steps is 0: give 1 or more"),
-        ({"hidden_size": 18}, "hidden_size is 18: give a multiple of 4"),
+        ({"hidden_size": 18}, "a hidden size of 18 and 8 heads do not go together"),
         ({"lr": 0.0}, "lr is 0.0: give more than 0"),
     ],
 )
