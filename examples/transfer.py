@@ -159,7 +159,8 @@ def read_idx(path: Path) -> np.ndarray:
     content = gzip.decompress(path.read_bytes())
     dimensions = content[3]
     shape: Sequence[int] = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
+    pixels = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+    return np.array(pixels.reshape(shape))
 
 
 def as_pixels(grey: np.ndarray) -> torch.Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import inspect
+import importlib
 import json
 import logging
 import math
@@ -23,6 +23,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ import torch
 
 import ghn_init
 from ghn_init import GHN, GHNConfig, GHNInitError
+
+_LISTED_BY = {"timm": "timm", "torchvision": "torchvision.models"}
 
 
 def main() -> None:
@@ -39,7 +42,7 @@ def main() -> None:
     done = {row["model"] for row in rows}
     # Whatever a model's process needs is imported before it is forked.
     context = multiprocessing.get_context("fork")
-    _ = ghn_init.apply, ghn_init.predict, ghn_init.trace
+    _ = ghn_init.apply, ghn_init.predict, ghn_init.trace, ghn_init.create_model
     with open(options.output, "a") as file:
         for i, name in enumerate(names):
             if name in done:
@@ -68,25 +71,8 @@ def open_lines(path: Path) -> list[str]:
 
 
 def library_names(library: str) -> list[str]:
-    if library == "timm":
-        import timm
-
-        return timm.list_models()
-    import torchvision
-
-    return torchvision.models.list_models()
-
-
-def build(library: str, name: str) -> torch.nn.Module:
-    if library == "timm":
-        import timm
-
-        return timm.create_model(name)
-    import torchvision
-
-    builder = torchvision.models.get_model_builder(name)
-    has_backbone = "weights_backbone" in inspect.signature(builder).parameters
-    return builder(weights=None, **({"weights_backbone": None} if has_backbone else {}))
+    names: list[str] = importlib.import_module(_LISTED_BY[library]).list_models()
+    return names
 
 
 def hypernetwork(checkpoint: str | None, device: str) -> GHN:
@@ -103,6 +89,7 @@ def in_own_process(context: Any, options: argparse.Namespace, name: str) -> dict
     process = context.Process(target=lambda: sender.send(initialize(options, name)))
     process.start()
     sender.close()
+    row: dict[str, Any]
     try:
         row = receiver.recv()
     except EOFError:
@@ -126,7 +113,7 @@ def initialize(options: argparse.Namespace, name: str) -> dict[str, Any]:
         start = time.perf_counter()
         if on_meta:
             predicted = ghn_init.predict(model, ghn, graph, head="predict")
-            left = {n: graph.left[n] for n in graph.shapes if n not in predicted}
+            left: Mapping[str, str] = {n: graph.left[n] for n in graph.shapes if n not in predicted}
         else:
             left = ghn_init.apply(model, ghn=ghn, head="predict", return_report=True)[1].left
         row["seconds"] = round(time.perf_counter() - start, 3)
@@ -145,15 +132,15 @@ def build_where_it_fits(options: argparse.Namespace, name: str) -> torch.nn.Modu
     """On the meta device if it is large; some builders refuse that, and build on the CPU."""
     try:
         with torch.device("meta"):
-            model = build(options.library, name)
+            model, _ = ghn_init.create_model(name, options.library)
         if sum(p.numel() for p in model.parameters()) > options.meta_above:
             return model
-    except (NotImplementedError, RuntimeError, ValueError):
+    except GHNInitError:
         pass
-    return build(options.library, name)
+    return ghn_init.create_model(name, options.library)[0]
 
 
-def coverage(graph: ghn_init.Graph, left: dict[str, str]) -> dict[str, Any]:
+def coverage(graph: ghn_init.Graph, left: Mapping[str, str]) -> dict[str, Any]:
     total = sum(math.prod(shape) for shape in graph.shapes.values())
     missing: dict[str, int] = {}
     for name, reason in left.items():

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ghn_init import GHN, GHNConfig
-from ghn_init.loading.checkpoint import save_checkpoint
+from ghn_init.loading import save_checkpoint
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ def build(name: str, device: str = "cpu") -> nn.Module:
 
     slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
-        model = models.get_model(name, weights=None, **slow)
+        model: nn.Module = models.get_model(name, weights=None, **slow)
     model = model.to_empty(device=device)
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data.zero_()  # memory is only there once it is written to

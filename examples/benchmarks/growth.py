@@ -36,9 +36,8 @@ from torch import Tensor, nn
 
 import ghn_init
 from ghn_init import GHN
-from ghn_init.hypernetwork.graphormer import Graphormer, GraphormerLayer
-from ghn_init.hypernetwork.prediction import predict_graphs
-from ghn_init.weights.assignment import assign
+from ghn_init.hypernetwork import Graphormer, GraphormerLayer, predict_graphs
+from ghn_init.weights import assign
 
 NODES = (50, 100, 200, 400, 800, 1500, 3000)
 PARAMETERS = (1e6, 1e7, 1e8, 5e8, 1e9, 2e9)
@@ -56,7 +55,8 @@ class Block(nn.Module):
         self.norm_a, self.norm_b = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm_b(self.b(self.norm_a(self.a(x)).relu()))
+        out: Tensor = self.norm_b(self.b(self.norm_a(self.a(x)).relu()))
+        return x + out
 
 
 def deep(nodes: int) -> nn.Module:

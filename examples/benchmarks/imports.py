@@ -72,7 +72,9 @@ def main() -> None:
 def run(program: str, *words: str) -> list[Any]:
     """What a program prints, as JSON, in a fresh process."""
     command = [sys.executable, "-c", program, *words]
-    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    printed = subprocess.run(command, check=True, capture_output=True).stdout
+    answer: list[Any] = json.loads(printed)
+    return answer
 
 
 def arguments() -> argparse.Namespace:

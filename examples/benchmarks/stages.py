@@ -57,12 +57,11 @@ from _common import (
 
 import ghn_init
 from ghn_init import Graph
-from ghn_init.graph.graph import WEIGHTS
-from ghn_init.hypernetwork.encoding import shape4
-from ghn_init.hypernetwork.prediction import predict_graphs
-from ghn_init.weights.assignment import assign
-from ghn_init.weights.postprocess import (
+from ghn_init.graph import WEIGHTS
+from ghn_init.hypernetwork import predict_graphs, shape4
+from ghn_init.weights import (
     PostProcessing,
+    assign,
     classifier_weights,
     post_process,
     weight_layers,
@@ -161,7 +160,7 @@ class Pipeline:
         exact = predict_graphs(self.graphs, ghn_init.load_ghn(self.path, self.device))[0]
         found = predict_graphs(self.graphs, self.ghn)[0]
         difference = sum((found[n].float() - t).square().sum().item() for n, t in exact.items())
-        return (difference / sum(t.square().sum().item() for t in exact.values())) ** 0.5
+        return math.sqrt(difference / sum(t.square().sum().item() for t in exact.values()))
 
 
 def measure(
