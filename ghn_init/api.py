@@ -19,7 +19,7 @@ from ghn_init.hypernetwork.encoding import class_tokens
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.loading.load import load_default, load_ghn
-from ghn_init.loading.readers.safetensors_files import save
+from ghn_init.loading.writing import write
 from ghn_init.methods.kept import HEADS, kept_head, kept_parameters
 from ghn_init.methods.method import Job, Method
 from ghn_init.methods.registry import METHODS
@@ -259,7 +259,7 @@ def export(
             "seed": str(report.seed),
             "ghn_init_version": __version__,
         }
-        save(temporary, model.state_dict(), metadata)
+        write(temporary, model.state_dict(), metadata)
     return report
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ghn_init import GHN, GHNConfig
 from ghn_init.loading import cache as cache_module
-from ghn_init.loading.checkpoint import save_checkpoint
+from ghn_init.loading import save_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 import ghn_init
 from ghn_init import GHN, GHNConfig, GHNInitError
-from ghn_init.loading.checkpoint import save_checkpoint
+from ghn_init.loading import save_checkpoint
 
 GHN3 = GHNConfig("ghn3", 16, 2, 8, (16, 16, 11, 11), 10)
 GHN2 = GHNConfig("ghn2", 16, 1, 1, (32, 32, 11, 11), 10)

@@ -38,20 +38,21 @@ from ghn_init.cli.main import main
 from ghn_init.errors import GHNInitError
 from ghn_init.files import atomic_path
 from ghn_init.hypernetwork.config import Defaults, GHNConfig
-from ghn_init.loading import cache as cache_module
-from ghn_init.loading import checkpoint
-from ghn_init.loading.checkpoint import (
+from ghn_init.loading import (
     KNOWN,
+    checkpoint,
+    conversion,
     convert,
     list_cached,
+    load_ghn,
     open_checkpoint,
     read_state_dict,
     read_tensors,
     save_checkpoint,
 )
-from ghn_init.loading.layouts import CONFIG_KEY, expected_shapes
-from ghn_init.loading.load import load_ghn
-from ghn_init.loading.readers import safetensors_files
+from ghn_init.loading import cache as cache_module
+from ghn_init.loading.layouts import expected_shapes
+from ghn_init.loading.metadata import CONFIG_KEY
 
 pytestmark = pytest.mark.usefixtures("cache")
 ROOT = Path(__file__).resolve().parents[1]
@@ -425,8 +426,8 @@ def test_demanded_checksum(tmp_path: Path) -> None:
 def test_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, as_joblib(tiny_state()))
     first = open_checkpoint(path)
-    monkeypatch.setattr(safetensors_files, "stream", None)
-    monkeypatch.setattr(checkpoint, "_hash", None)
+    monkeypatch.setattr(conversion, "copy", None)
+    monkeypatch.setattr(checkpoint, "checksum", None)
     assert open_checkpoint(path) == first
 
 
@@ -464,14 +465,14 @@ def test_change_while_it_is_read(
     layout: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path, LAYOUTS[layout](tiny_state()))
-    original = checkpoint._hash
+    original = checkpoint.checksum
 
     def hash_and_change(file: object) -> str:
         digest = original(file)  # type: ignore[arg-type]
         path.write_bytes(LAYOUTS[layout](tiny_state(seed=1)))
         return digest
 
-    monkeypatch.setattr(checkpoint, "_hash", hash_and_change)
+    monkeypatch.setattr(checkpoint, "checksum", hash_and_change)
     assert "changed while it was read" in message(path)
     assert not list(cache.rglob("*.json"))
 
@@ -566,14 +567,14 @@ def test_own_files_need_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_full_cache(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, as_joblib(tiny_state()))
-    stream = safetensors_files.stream
+    stream = conversion.copy
 
     def full(out: Path, *arguments: object) -> None:
         stream(out, *arguments)  # type: ignore[arg-type]
         if cache in out.parents:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(safetensors_files, "stream", full)
+    monkeypatch.setattr(conversion, "copy", full)
     with pytest.warns(UserWarning, match="No space left"):
         assert same(read_tensors(open_checkpoint(path)), tiny_state())
     assert not [file for file in cache.rglob("*.safetensors*")]
@@ -592,7 +593,7 @@ def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 OPEN_WITH_LITTLE_ROOM = """
 import resource, sys
-from ghn_init.loading.checkpoint import open_checkpoint
+from ghn_init.loading import open_checkpoint
 from ghn_init.errors import GHNInitError
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
@@ -614,7 +615,7 @@ def test_no_room_anywhere(tmp_path: Path, cache: Path) -> None:
 OPEN_AT_ONCE = """
 import sys, time
 from pathlib import Path
-from ghn_init.loading.checkpoint import open_checkpoint, read_tensors
+from ghn_init.loading import open_checkpoint, read_tensors
 Path(sys.argv[2]).touch()
 while not Path(sys.argv[3]).exists():
     time.sleep(0.001)
@@ -650,14 +651,14 @@ def test_what_another_process_has_converted_meanwhile_is_left(
 ) -> None:
     """It may be in use: read_tensors refuses a file that was replaced since it was opened."""
     path = written(tmp_path, as_joblib(tiny_state()))
-    stream, others = safetensors_files.stream, []
+    stream, others = conversion.copy, []
 
     def slow(*arguments: object) -> None:
-        monkeypatch.setattr(safetensors_files, "stream", stream)
+        monkeypatch.setattr(conversion, "copy", stream)
         others.append(open_checkpoint(path))
         stream(*arguments)
 
-    monkeypatch.setattr(safetensors_files, "stream", slow)
+    monkeypatch.setattr(conversion, "copy", slow)
     own = open_checkpoint(path)
     assert own.path == others[0].path
     assert same(read_tensors(others[0]), read_tensors(own))
@@ -726,7 +727,7 @@ def test_convert_leaves_the_old_file_on_errors(tmp_path: Path) -> None:
 
 CONVERT = """
 import resource, sys
-from ghn_init.loading.checkpoint import convert
+from ghn_init.loading import convert
 def memory(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))

@@ -27,7 +27,7 @@ import ghn_init
 from ghn_init import GHNInitError
 from ghn_init.cli.main import main
 from ghn_init.hypernetwork.config import Defaults
-from ghn_init.loading.checkpoint import convert, open_checkpoint, save_checkpoint
+from ghn_init.loading import convert, open_checkpoint, save_checkpoint
 from ghn_init.loading.embedded import embedded_path
 from ghn_init.loading.hub import REPOSITORY
 

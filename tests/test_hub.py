@@ -16,7 +16,7 @@ from hub_server import COMMIT, HTML, OLDER, Hub, serve
 from huggingface_hub import constants
 
 from ghn_init.errors import GHNInitError
-from ghn_init.loading.checkpoint import list_cached, open_checkpoint, read_tensors
+from ghn_init.loading import list_cached, open_checkpoint, read_tensors
 from ghn_init.loading.hub import KNOWN, REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -181,7 +181,7 @@ def test_known_names() -> None:
 OPEN = """
 import sys, time
 time.sleep = lambda seconds: None
-from ghn_init.loading.checkpoint import open_checkpoint
+from ghn_init.loading import open_checkpoint
 from ghn_init.errors import GHNInitError
 try:
     print(open_checkpoint(sys.argv[1]).origin.revision)

@@ -21,7 +21,8 @@ def _add_list(commands: Commands) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from ghn_init.loading.checkpoint import DEFAULTS, KNOWN, list_cached
+    from ghn_init.loading import DEFAULTS, EMBEDDED, KNOWN, list_cached
+    from ghn_init.methods.registry import METHODS
 
     cached = list_cached()
     if options.cached:
@@ -30,9 +31,6 @@ def _list(options: argparse.Namespace) -> None:
             revision = f"@{origin.revision}" if origin.revision else ""
             print(f"{checkpoint.name:<12} {origin.sha256}  {origin.source}{revision}")
         return
-    from ghn_init.loading.embedded import EMBEDDED
-    from ghn_init.methods.registry import METHODS
-
     names = {checkpoint.name for checkpoint in cached}
     print("methods:", ", ".join(METHODS))
     print("checkpoints:")
@@ -61,7 +59,7 @@ def _norms(text: str) -> list[str]:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from ghn_init.loading.checkpoint import convert
+    from ghn_init.loading import convert
 
     convert(
         options.source,
@@ -85,7 +83,7 @@ def _add_verify(commands: Commands) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from ghn_init.loading.load import load_ghn
+    from ghn_init.loading import load_ghn
     from ghn_init.progress import Progress
     from ghn_init.verify import Check, published_norms, read_table, verify, verify_example
 

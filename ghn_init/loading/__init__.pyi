@@ -1,6 +1,12 @@
-from .checkpoint import DEFAULTS as DEFAULTS
-from .checkpoint import KNOWN as KNOWN
-from .checkpoint import convert as convert
+from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import list_cached as list_cached
+from .checkpoint import open_checkpoint as open_checkpoint
+from .checkpoint import read_state_dict as read_state_dict
+from .checkpoint import read_tensors as read_tensors
 from .checkpoint import save_checkpoint as save_checkpoint
+from .conversion import convert as convert
+from .embedded import EMBEDDED as EMBEDDED
+from .hub import DEFAULTS as DEFAULTS
+from .hub import KNOWN as KNOWN
+from .load import load_default as load_default
 from .load import load_ghn as load_ghn

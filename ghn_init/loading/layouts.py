@@ -8,11 +8,11 @@ that follows from the sizes of the tensors.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, cast
 
 import torch
@@ -20,6 +20,8 @@ import torch
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.config import Defaults, GHNConfig
 from ghn_init.hypernetwork.ghn import without_weights
+from ghn_init.loading.cache import Stamp, stamp
+from ghn_init.loading.metadata import check_config, check_released_config, read_defaults
 from ghn_init.loading.readers.safetensors_files import read_header
 from ghn_init.loading.readers.stored import StoredTensor, file_size, read_exactly
 from ghn_init.loading.readers.torch_files import (
@@ -28,10 +30,6 @@ from ghn_init.loading.readers.torch_files import (
     read_torch_legacy,
     read_torch_zip,
 )
-
-# Keys in the metadata of our own safetensors files. Both values are JSON.
-CONFIG_KEY = "ghn_init.config"
-DEFAULTS_KEY = "ghn_init.defaults"
 
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _COMPRESSED = (  # how files begin that joblib writes with compression: gzip, bz2, xz, lzma, zlib
@@ -139,11 +137,11 @@ def read_weights(file: BinaryIO) -> Weights:
     shapes = expected_shapes(config)
     tensors = {name: _in_shape(tensor, shapes.get(name)) for name, tensor in tensors.items()}
     check_state({name: (t.shape, t.dtype) for name, t in tensors.items()}, config)
-    _check_metadata(contents.metadata, config)
-    _check_released_config(contents.extras.get("config"), config)
+    check_config(contents.metadata, config)
+    check_released_config(contents.extras.get("config"), config)
     aligned = all(tensor.start % tensor.dtype.itemsize == 0 for tensor in tensors.values())
     in_place = contents.layout == "safetensors" and tensors == contents.tensors and aligned
-    return Weights(contents.layout, tensors, config, _read_defaults(contents.metadata), in_place)
+    return Weights(contents.layout, tensors, config, read_defaults(contents.metadata), in_place)
 
 
 def _rename(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -268,63 +266,11 @@ def _some(names: list[str]) -> str:
     return f"{shown}, ..." if len(names) > 3 else shown
 
 
-def own_metadata(config: GHNConfig, defaults: Defaults) -> dict[str, str]:
-    """What the metadata of our own files say of a hypernetwork."""
-    kept = {"norms": sorted(defaults.norms), "orth_start": defaults.orth_start}
-    return {CONFIG_KEY: _config_text(config), DEFAULTS_KEY: json.dumps(kept)}
-
-
-def _config_text(config: GHNConfig) -> str:
-    return json.dumps(asdict(config), sort_keys=True)
-
-
-def _read_defaults(metadata: Mapping[str, str]) -> Defaults:
-    """The defaults in the metadata of a file, the published ones where it says none."""
-    text = metadata.get(DEFAULTS_KEY, "{}")
+def canonical(path: Path) -> tuple[Weights, Stamp] | None:
+    """What a canonical file holds, and the marks of the file; None if it is not a whole one."""
     try:
-        found = json.loads(text)
-        if isinstance(found, dict) and "norms" in found:
-            found["norms"] = frozenset(found["norms"])
-        return Defaults(**found)
-    except GHNInitError as error:
-        raise GHNInitError(f"damaged: its metadata make no sense: {error}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise GHNInitError(f"damaged: the defaults in its metadata are {text[:200]!r}") from error
-
-
-def _check_metadata(metadata: Mapping[str, str], config: GHNConfig) -> None:
-    """Our own files say their configuration; it must be the one that the tensors have."""
-    text = metadata.get(CONFIG_KEY, "{}")
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise GHNInitError("damaged: the configuration in its metadata is not JSON") from error
-    actual = json.loads(_config_text(config))
-    if not isinstance(found, dict) or not found.items() <= actual.items():
-        raise GHNInitError(
-            f"the configuration in its metadata ({text[:200]}) is not that of its tensors "
-            f"({_config_text(config)})"
-        )
-
-
-def _check_released_config(found: object, config: GHNConfig) -> None:
-    """The GHN-2 release and the authors' trainer store a configuration; it must not contradict."""
-    if not isinstance(found, dict):
-        return
-    known: dict[str, object] = {
-        "hid": config.hidden_size,
-        "num_classes": config.num_classes,
-        "layernorm": config.final_layernorm,
-        "max_shape": config.max_shape,
-        "weight_norm": True,
-    }
-    if config.arch == "ghn2":
-        known["ve"] = config.virtual_edges
-    else:
-        known["heads"] = config.heads
-    for name, value in known.items():
-        if type(found.get(name)) is type(value) and found[name] != value:
-            raise GHNInitError(
-                f"the configuration in it says {name} = {str(found[name])[:80]}, and its tensors "
-                f"(or what is supported) {value}"
-            )
+        with open(path, "rb") as file:
+            weights = read_weights(file)
+            return (weights, stamp(file)) if weights.in_place else None
+    except (OSError, GHNInitError):
+        return None

@@ -1,24 +1,22 @@
-"""The safetensors format: a header that is checked before anything is read, and a streaming writer.
+"""The header of a safetensors file, checked before anything is read.
 
 The format: 8 bytes, the size of the header; the header, JSON, name -> dtype, shape and first and
 last byte; the tensors, without gaps.
+
+`safetensors.safe_open` is not used here. It takes a path, so that it might open another file than
+the one that was checked; does not say where in the file a tensor lies; takes a header of 100 MB;
+and takes a name that occurs twice. What has passed these checks is opened with it afterwards.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping
-from pathlib import Path
 from typing import BinaryIO
 
-import safetensors
-import safetensors.torch
 import torch
 
 from ghn_init.errors import GHNInitError
-from ghn_init.files import atomic_path
 from ghn_init.loading.readers.stored import (
     Storage,
     StoredTensor,
@@ -29,7 +27,7 @@ from ghn_init.loading.readers.stored import (
 
 MAX_HEADER = 1 << 22  # bytes; the header of the largest published GHN has 40,000
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -40,8 +38,13 @@ _DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def read_header(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -103,9 +106,9 @@ def _parse_entry(name: str, entry: object) -> tuple[Storage, tuple[int, ...], in
             "dtype": str() as kind,
             "shape": [*shape],
             "data_offsets": [int() as start, int() as end],
-        } if kind in _DTYPES and len(shape) <= 8 and all(map(_is_count, (*shape, start, end))):
+        } if kind in DTYPES and len(shape) <= 8 and all(map(_is_count, (*shape, start, end))):
             numel = math.prod(shape)
-            storage = Storage(_DTYPES[kind], numel, start)
+            storage = Storage(DTYPES[kind], numel, start)
             if end - start != storage.nbytes:
                 raise GHNInitError(
                     f"damaged: tensor {name[:80]!r} has {end - start} bytes, which does not fit "
@@ -117,101 +120,3 @@ def _parse_entry(name: str, entry: object) -> tuple[Storage, tuple[int, ...], in
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
-
-
-def stream(
-    path: Path,
-    tensors: Mapping[str, StoredTensor],
-    file: BinaryIO,
-    metadata: Mapping[str, str],
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Copies tensors that lie in `file` to the safetensors file `path`, a few MB at a time.
-
-    Arguments:
-        path: an existing file; it is overwritten.
-        tensors: by name.
-        file: where they lie.
-        metadata: text.
-        dtype: what floating point numbers are rounded to; None: as they are.
-
-    Raises:
-        GHNInitError: a tensor contains NaN or infinite numbers, or has them once it is rounded, or
-            `file` ends too early.
-        OSError: `path` cannot be written.
-    """
-    dtypes = {
-        name: dtype if dtype and tensor.dtype.is_floating_point else tensor.dtype
-        for name, tensor in tensors.items()
-    }
-    # Large items first, as every safetensors writer does: so all of them are aligned.
-    order = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
-    with open(path, "r+b") as out:
-        out.write(_header({n: (dtypes[n], tensors[n].shape) for n in order}, metadata))
-        for name in order:
-            for piece in tensors[name].pieces(file):
-                if not is_finite(piece):
-                    raise not_finite(name)
-                rounded = piece.to(dtypes[name])
-                if not is_finite(rounded):
-                    raise GHNInitError(f"tensor {name!r} has numbers too large for {dtype}")
-                out.write(_raw(rounded))
-
-
-def _header(
-    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> bytes:
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    position = 0
-    for name, (dtype, shape) in tensors.items():
-        end = position + math.prod(shape) * dtype.itemsize
-        header[name] = {
-            "dtype": _NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _raw(piece: torch.Tensor) -> memoryview:
-    """The bytes of a one-dimensional tensor."""
-    return piece.contiguous().view(torch.uint8).numpy().data
-
-
-def is_finite(piece: torch.Tensor) -> bool:
-    return not piece.is_floating_point() or bool(torch.isfinite(piece).all())
-
-
-def not_finite(name: str) -> GHNInitError:
-    return GHNInitError(
-        f"damaged: tensor {name[:80]!r} contains NaN or infinite numbers. Fetch or copy it again"
-    )
-
-
-def save(
-    path: str | os.PathLike[str],
-    tensors: Mapping[str, torch.Tensor],
-    metadata: Mapping[str, str],
-) -> None:
-    """Writes tensors that are in memory to a safetensors file, whole or not at all.
-
-    Raises:
-        GHNInitError: `path` cannot be written (see `atomic_path`), or the disk is full.
-    """
-    # A view keeps its whole storage alive, and safetensors refuses shared ones: copy those.
-    plain = {name: _own(tensor) for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        try:
-            safetensors.torch.save_file(plain, temporary, dict(metadata))
-        except safetensors.SafetensorError as error:
-            raise GHNInitError(f"cannot write {path}: {error}.") from error
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the CPU, row-major, in a storage of its own."""
-    tensor = tensor.detach().cpu().contiguous()
-    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if alone else tensor.clone()

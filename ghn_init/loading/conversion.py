@@ -1,0 +1,98 @@
+"""Foreign checkpoints rewritten in the canonical layout, a few MB at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from ghn_init.errors import GHNInitError
+from ghn_init.files import atomic_path
+from ghn_init.hypernetwork.config import Defaults
+from ghn_init.loading import cache
+from ghn_init.loading.layouts import Weights, canonical, read_weights
+from ghn_init.loading.locate import check_checksum, checksum, locate, opened
+from ghn_init.loading.metadata import own_metadata
+from ghn_init.loading.writing import copy
+
+_STORED_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def convert(
+    name_or_path: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    orth_start: int | float | None = None,
+    norms: Collection[str] | None = None,
+) -> None:
+    """Writes a checkpoint of any known layout as a safetensors file, whole or not at all.
+
+    The weights are copied a few MB at a time, never held in memory. The metadata of the result
+    have the configuration, the defaults, and the name, revision and sha256 of the original.
+
+    Arguments:
+        name_or_path: as in `open_checkpoint`.
+        destination: a file in an existing folder; it is replaced if it is there.
+        dtype: what the weights are rounded to: `"float32"`, `"float16"` or `"bfloat16"`. None: as
+            they are.
+        orth_start, norms: what `apply` does with the result by default, see `Defaults`. None: as
+            with the original.
+
+    Raises:
+        GHNInitError: as `open_checkpoint`; or a default is none, `destination` cannot be written,
+            or a weight is too large for `dtype`.
+    """
+    if dtype is not None and dtype not in _STORED_DTYPES:
+        raise GHNInitError(f"unknown dtype {dtype!r}: choose one of {', '.join(_STORED_DTYPES)}.")
+    rounded = None if dtype is None else _STORED_DTYPES[dtype]
+    chosen: dict[str, Any] = {} if orth_start is None else {"orth_start": orth_start}
+    chosen |= {} if norms is None else {"norms": frozenset(norms)}
+    Defaults(**chosen)  # refuses nonsense before anything is read
+    found = locate(name_or_path)
+    with opened(found) as file:
+        marks = cache.stamp(file)
+        digest = checksum(file)
+        check_checksum(digest, None, found)
+        with atomic_path(destination) as temporary:
+            weights = read_weights(file)
+            weights = replace(weights, defaults=replace(weights.defaults, **chosen))
+            metadata = _metadata(weights, digest)
+            if found.revision is not None:
+                metadata |= {"ghn_init.source": found.source, "ghn_init.revision": found.revision}
+            copy(temporary, weights.tensors, file, metadata, rounded)
+            if cache.stamp(file) != marks:
+                raise GHNInitError("it was changed while it was read. Try again")
+
+
+def convert_to_cache(weights: Weights, file: BinaryIO, digest: str) -> None:
+    """Writes the canonical form of a file to the cache, unless a sound one is there.
+
+    Arguments:
+        weights: what the file holds.
+        file: the original, with the sha256 `digest`.
+    """
+
+    def write(path: Path) -> None:
+        copy(path, weights.tensors, file, _metadata(weights, digest))
+
+    present = cache.find_converted(digest)
+    if present is None or canonical(present) is None:
+        size = sum(tensor.nbytes for tensor in weights.tensors.values())
+        cache.store_converted(digest, size, write, lambda path: canonical(path) is not None)
+
+
+def _metadata(weights: Weights, digest: str) -> dict[str, str]:
+    return {
+        **own_metadata(weights.config, weights.defaults),
+        "ghn_init.source_sha256": digest,
+        "ghn_init.source_layout": weights.layout,
+    }

@@ -1,0 +1,76 @@
+"""What a file says of its hypernetwork besides the weights: its configuration and defaults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from ghn_init.errors import GHNInitError
+from ghn_init.hypernetwork.config import Defaults, GHNConfig
+
+# Keys in the metadata of our own safetensors files. Both values are JSON.
+CONFIG_KEY = "ghn_init.config"
+DEFAULTS_KEY = "ghn_init.defaults"
+
+
+def own_metadata(config: GHNConfig, defaults: Defaults) -> dict[str, str]:
+    """What the metadata of our own files say of a hypernetwork."""
+    kept = {"norms": sorted(defaults.norms), "orth_start": defaults.orth_start}
+    return {CONFIG_KEY: _config_text(config), DEFAULTS_KEY: json.dumps(kept)}
+
+
+def _config_text(config: GHNConfig) -> str:
+    return json.dumps(asdict(config), sort_keys=True)
+
+
+def read_defaults(metadata: Mapping[str, str]) -> Defaults:
+    """The defaults in the metadata of a file, the published ones where it says none."""
+    text = metadata.get(DEFAULTS_KEY, "{}")
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict) and "norms" in found:
+            found["norms"] = frozenset(found["norms"])
+        return Defaults(**found)
+    except GHNInitError as error:
+        raise GHNInitError(f"damaged: its metadata make no sense: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise GHNInitError(f"damaged: the defaults in its metadata are {text[:200]!r}") from error
+
+
+def check_config(metadata: Mapping[str, str], config: GHNConfig) -> None:
+    """Our own files say their configuration; it must be the one that the tensors have."""
+    text = metadata.get(CONFIG_KEY, "{}")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GHNInitError("damaged: the configuration in its metadata is not JSON") from error
+    actual = json.loads(_config_text(config))
+    if not isinstance(found, dict) or not found.items() <= actual.items():
+        raise GHNInitError(
+            f"the configuration in its metadata ({text[:200]}) is not that of its tensors "
+            f"({_config_text(config)})"
+        )
+
+
+def check_released_config(found: object, config: GHNConfig) -> None:
+    """The GHN-2 release and the authors' trainer store a configuration; it must not contradict."""
+    if not isinstance(found, dict):
+        return
+    known: dict[str, object] = {
+        "hid": config.hidden_size,
+        "num_classes": config.num_classes,
+        "layernorm": config.final_layernorm,
+        "max_shape": config.max_shape,
+        "weight_norm": True,
+    }
+    if config.arch == "ghn2":
+        known["ve"] = config.virtual_edges
+    else:
+        known["heads"] = config.heads
+    for name, value in known.items():
+        if type(found.get(name)) is type(value) and found[name] != value:
+            raise GHNInitError(
+                f"the configuration in it says {name} = {str(found[name])[:80]}, and its tensors "
+                f"(or what is supported) {value}"
+            )
