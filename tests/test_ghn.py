@@ -16,9 +16,9 @@ import ghn_init
 from ghn_init import GHN, GHNConfig, GHNInitError, Graph, Node
 from ghn_init.hypernetwork.decoder import (
     cut,
-    normalise_bias,
-    normalise_norm_weight,
-    normalise_weight,
+    normalize_bias,
+    normalize_norm_weight,
+    normalize_weight,
 )
 from ghn_init.hypernetwork.encoding import (
     channel_row,
@@ -226,18 +226,18 @@ def test_blocks_are_repeated_along_two_axes(shape: tuple[int, ...]) -> None:
 
 def test_normalisation() -> None:
     def scale(*shape: int) -> float:
-        return normalise_weight(torch.ones(1), shape).item() ** 2
+        return normalize_weight(torch.ones(1), shape).item() ** 2
 
     assert scale(8, 4, 3, 3) == pytest.approx(2 / 36)
     assert scale(8, 1, 3, 3) == pytest.approx(1 / 9)
     assert scale(8, 4, 1, 7) == pytest.approx(1 / 28)
     assert scale(8, 4, 7, 1) == pytest.approx(2 / 28)
     assert scale(8, 1) == pytest.approx(2)
-    assert normalise_norm_weight(torch.zeros(1)).item() == 1
-    assert normalise_norm_weight(torch.tensor([2.0])).item() == pytest.approx(
+    assert normalize_norm_weight(torch.zeros(1)).item() == 1
+    assert normalize_norm_weight(torch.tensor([2.0])).item() == pytest.approx(
         2 / (1 + math.exp(-1))
     )
-    assert normalise_bias(torch.tensor([5.0])).item() == pytest.approx(math.tanh(1))
+    assert normalize_bias(torch.tensor([5.0])).item() == pytest.approx(math.tanh(1))
 
 
 @pytest.mark.parametrize("config", [GHN3, GHN2])

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ghn_init.hypernetwork.config import GHNConfig
 
-_MOST_CUTS = 24
-"""Places at which the channels of the last map are cut. No model of torchvision has more, but many
-together have hundreds of sizes; a product of few channels takes as long as one of some more."""
+_MOST_ENDS = 24
+"""In how many places the channels of the last map are cut at most. No model of torchvision needs
+more. Many models together have hundreds of sizes, and a matrix product of 3 channels takes as long
+as one of 16."""
 
 _NARROWEST = 16
 
@@ -68,7 +69,7 @@ class ConvDecoder(nn.Module):
     def __init__(self, config: GHNConfig) -> None:
         super().__init__()
         d, c, s = config.hidden_size, config.channels, config.kernel
-        self.channels, self.kernel, self.centred = c, s, config.arch != "ghn2"
+        self.channels, self.kernel, self.centered = c, s, config.arch != "ghn2"
         self.fc = nn.ModuleList([PositionMaps(d, s)])
         self.conv = nn.Sequential(nn.Linear(4 * d, 8 * d), nn.ReLU(), nn.Linear(8 * d, c * c))
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(c, config.num_classes))
@@ -115,7 +116,7 @@ class ConvDecoder(nn.Module):
     def _positions(self, x: Tensor, h: int, w: int) -> Tensor:
         """First linear map, for the kernel positions in use: `(N, d)` -> `(h * w * N, 4d)`."""
         s = self.kernel
-        top, left = (s // 2 - h // 2, s // 2 - w // 2) if self.centred else (0, 0)
+        top, left = (s // 2 - h // 2, s // 2 - w // 2) if self.centered else (0, 0)
         positions: Tensor = self.fc[0](x, slice(top, top + h), slice(left, left + w))
         return positions
 
@@ -124,58 +125,67 @@ class ConvDecoder(nn.Module):
     ) -> list[Tensor]:
         """Last linear map, for the channels in use: `(M, 8d)` -> `(out, M, in)` for each size.
 
-        Sizes that end at the same place are one, and where they end at too many, some of them get
-        a few channels more, which are dropped.
+        Where there are many different sizes, some are rounded up to a larger one, and the channels
+        that are too many are dropped. Sizes that are then equal are computed together.
         """
-        outs, ins = _few_ends([out for out, _ in sizes]), _few_ends([in_ for _, in_ in sizes])
+        outs, ins = _rounded([out for out, _ in sizes]), _rounded([in_ for _, in_ in sizes])
         members: dict[tuple[int, int], list[int]] = defaultdict(list)
         for k, (out, in_) in enumerate(sizes):
             members[outs[out], ins[in_]].append(k)
         joined = [torch.cat([columns[k] for k in ks]) for ks in members.values()]
         found: dict[int, Tensor] = {}
-        for ks, whole in zip(members.values(), self._pieces(joined, list(members)), strict=True):
+        for ks, whole in zip(members.values(), self._by_pieces(joined, list(members)), strict=True):
             parts = whole.split([len(columns[k]) for k in ks], dim=1)
             for k, part in zip(ks, parts, strict=True):
                 out, in_ = sizes[k]
                 found[k] = part[:out, :, :in_]
         return [found[k] for k in range(len(sizes))]
 
-    def _pieces(self, columns: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """The same, for few sizes.
+    def _by_pieces(
+        self, columns: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """Last linear map for few, different sizes: `(M, 8d)` -> `(out, M, in)` for each size.
 
-        The map is cut where a size ends, and each piece is multiplied at once with the columns of
-        all sizes that reach it. Pieces are views: in inference they are not copied, in training
-        their gradients are put together once.
+        The map's output channels are cut where a size ends, and each strip's input channels
+        likewise. A piece is multiplied once with the columns of all sizes that reach it. For sizes
+        A = (64, 32), B = (64, 16) and C = (32, 64):
+
+                          in 0..16      16..32      32..64
+            out 0..32     A, B, C       A, C        C
+            out 32..64    A, B          A
+
+        Five products, in which no number is computed in vain. A's weights are its two pieces of
+        the upper strip side by side, above its two of the lower one.
+
+        Pieces are views of the map: in inference they are not copied, in training their gradients
+        are put together once.
         """
         weight, bias = (p.unflatten(0, (self.channels, -1)) for p in self.conv[2].parameters())
-        widest_first = sorted(range(len(sizes)), key=lambda k: -sizes[k][1])
         strips: list[list[Tensor]] = [[] for _ in sizes]
-        for end, rows, shift in _cut(weight, bias, 0, {out for out, _ in sizes}):
-            tall = [k for k in widest_first if sizes[k][0] >= end]
-            joined = torch.cat([columns[k] for k in tall])
-            pieces: dict[int, list[Tensor]] = {k: [] for k in tall}
-            for end, piece, add in _cut(rows, shift, 1, {sizes[k][1] for k in tall}):
-                reaching = [k for k in tall if sizes[k][1] >= end]
+        widest_first = sorted(range(len(sizes)), key=lambda k: -sizes[k][1])
+        for out_end, rows, shift in _cut(weight, bias, 0, {out for out, _ in sizes}):
+            # Widest first, so that the sizes that reach a piece are the first ones.
+            members = [k for k in widest_first if sizes[k][0] >= out_end]
+            joined = torch.cat([columns[k] for k in members])
+            pieces: dict[int, list[Tensor]] = {k: [] for k in members}
+            for in_end, piece, add in _cut(rows, shift, 1, {sizes[k][1] for k in members}):
+                reaching = [k for k in members if sizes[k][1] >= in_end]
                 lengths = [len(columns[k]) for k in reaching]
-                used = joined[: sum(lengths)]
-                if len(piece) <= piece.shape[1]:
-                    products = _products(used, piece, add)
-                else:  # as few products as can be
-                    products = _products(used, piece.transpose(0, 1), add.t()).transpose(0, 2)
+                products = _shorter_products(joined[: sum(lengths)], piece, add)
                 for k, product in zip(reaching, products.split(lengths, dim=1), strict=True):
                     pieces[k].append(product)
-            for k in tall:
+            for k in members:
                 strips[k].append(torch.cat(pieces[k], dim=2))
         return [torch.cat(parts) for parts in strips]
 
 
-def _few_ends(sizes: Sequence[int]) -> dict[int, int]:
-    """Where channels are cut for these numbers of them: each number's own end, or one behind it."""
+def _rounded(sizes: Sequence[int]) -> dict[int, int]:
+    """Numbers of channels -> the same or larger ones, of which there are at most `_MOST_ENDS`."""
     distinct = set(sizes)
-    if len(distinct) <= _MOST_CUTS:
+    if len(distinct) <= _MOST_ENDS:
         return {size: size for size in distinct}
     largest = max(distinct)
-    step = max(_NARROWEST, -(-largest // _MOST_CUTS))
+    step = max(_NARROWEST, -(-largest // _MOST_ENDS))
     return {size: min(-(-size // step) * step, largest) for size in distinct}
 
 
@@ -186,6 +196,13 @@ def _cut(
     lengths = [b - a for a, b in pairwise([0, *sorted(ends | {weight.shape[axis]})])]
     parts = zip(weight.split(lengths, axis), bias.split(lengths, axis), strict=True)
     return ((end, *part) for end, part in zip(sorted(ends), parts, strict=False))
+
+
+def _shorter_products(columns: Tensor, piece: Tensor, bias: Tensor) -> Tensor:
+    """`_products`, which makes one product for every A, along the shorter side of the piece."""
+    if len(piece) <= piece.shape[1]:
+        return _products(columns, piece, bias)
+    return _products(columns, piece.transpose(0, 1), bias.t()).transpose(0, 2)
 
 
 def _products(columns: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
@@ -236,7 +253,7 @@ def cut(decoded: Tensor, shape: tuple[int, ...]) -> Tensor:
     return decoded
 
 
-def normalise_weight(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+def normalize_weight(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Scale a decoded weight to its fan-in (GHN-2 paper, Appendix A): times sqrt(beta / fan-in).
 
     beta is 2 (He et al.), except for depth-wise and row kernels, where it is 1.
@@ -251,11 +268,11 @@ def normalise_weight(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
     return weight * scale
 
 
-def normalise_norm_weight(weight: Tensor) -> Tensor:
+def normalize_norm_weight(weight: Tensor) -> Tensor:
     """Keep a norm's weight in (0, 2), around 1."""
     return 2 * torch.sigmoid(0.5 * weight)
 
 
-def normalise_bias(bias: Tensor) -> Tensor:
+def normalize_bias(bias: Tensor) -> Tensor:
     """Keep a bias in (-1, 1), around 0."""
     return torch.tanh(0.2 * bias)

@@ -16,9 +16,9 @@ from ghn_init.graph.graph import NORMS, WEIGHTS, Graph, Node
 from ghn_init.hypernetwork.decoder import (
     Size,
     cut,
-    normalise_bias,
-    normalise_norm_weight,
-    normalise_weight,
+    normalize_bias,
+    normalize_norm_weight,
+    normalize_weight,
 )
 from ghn_init.hypernetwork.encoding import class_tokens, shape4
 from ghn_init.hypernetwork.ghn import GHN
@@ -199,7 +199,7 @@ def _weight(ghn: GHN, decoded: Tensor, recipe: _Recipe, seed: int) -> Tensor:
         return _positional(decoded, shape, seed)
     if recipe.kind == "class_weight":
         decoded = ghn.decoder.classifier(decoded[..., 0, 0])
-    weight = cut(normalise_weight(decoded, shape), shape[:2])
+    weight = cut(normalize_weight(decoded, shape), shape[:2])
     return weight.reshape(*weight.shape[:3], *shape[2:])
 
 
@@ -207,11 +207,11 @@ def _vectors(ghn: GHN, x: Tensor, recipe: _Recipe) -> tuple[Tensor, ...]:
     """`(N, d)` features of nodes with one recipe -> `(N, out)` vectors; two for norms."""
     vectors = ghn.decoder_1d(x)
     if recipe.kind == "class_bias":
-        return (cut(normalise_bias(ghn.bias_class(vectors[:, 1])), recipe.shape),)
-    bias = cut(normalise_bias(vectors[:, 1]), recipe.shape)
+        return (cut(normalize_bias(ghn.bias_class(vectors[:, 1])), recipe.shape),)
+    bias = cut(normalize_bias(vectors[:, 1]), recipe.shape)
     if recipe.kind == "bias":
         return (bias,)
-    return cut(normalise_norm_weight(vectors[:, 0]), recipe.shape), bias
+    return cut(normalize_norm_weight(vectors[:, 0]), recipe.shape), bias
 
 
 def _positional(decoded: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:

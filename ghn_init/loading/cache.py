@@ -3,7 +3,10 @@
 Converted checkpoints are named by the sha256 of the file that they come from, so a name never
 stands for two contents, and processes that convert the same file at once end with the same result.
 A note beside them remembers, for each source file, its checksum and by which marks of the file
-(inode, size, times) it is recognised as unchanged.
+(inode, size, times) it is recognized as unchanged.
+
+huggingface_hub's cache holds downloads only. diskcache keeps small values, in a database and as
+pickles, and throws old ones away; what lies here are files to be mapped into memory.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ def folder() -> Path:
 
 
 def stamp(file: BinaryIO) -> Stamp:
-    """The marks by which an open file is recognised as unchanged."""
+    """The marks by which an open file is recognized as unchanged."""
     return stamp_of(os.fstat(file.fileno()))
 
 

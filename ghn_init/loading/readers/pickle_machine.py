@@ -2,7 +2,8 @@
 
 It knows only the instructions for dictionaries, lists, tuples, strings and numbers, and the
 functions that it is given by name; byte strings stay in the file. What it may do is limited: steps,
-and bytes of text.
+and bytes of text. `pickletools.genops` would read the byte strings, which are the weights; what
+else was weighed says README.md.
 """
 
 from __future__ import annotations

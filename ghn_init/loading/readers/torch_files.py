@@ -6,9 +6,7 @@ numbers; the few functions that a checkpoint names (`torch._utils._rebuild_tenso
 are replaced by stand-ins of this module, which check their arguments and note *where in the file*
 a tensor lies. Nothing is imported, nothing is called, no weight is read: a file of any size is
 looked through in a few milliseconds, and its weights can be streamed afterwards.
-
-`torch.load(weights_only=True)` is not used: it makes objects as large as a file asks for, keeps
-everything in memory or mapped, and does not know the joblib layout.
+README.md says why `torch.load(weights_only=True)` is not used.
 """
 
 from __future__ import annotations
