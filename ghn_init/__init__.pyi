@@ -22,5 +22,6 @@ from .loading.load import load_ghn as load_ghn
 from .methods.registry import METHODS as METHODS
 from .models import create_model as create_model
 from .report import Report as Report
+from .weights.calibration import calibrate as calibrate
 
 __version__: str
