@@ -22,9 +22,9 @@ def main() -> None:
         hidden_sizes=[16, 32, 64, 64],
         depths=[1, 1, 1, 1],
         layer_type="basic",
-        num_labels=len(data.classes),
     )
-    model = AutoModelForImageClassification.from_config(config)
+    config.num_labels = len(data.classes)
+    model = AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
 
     trainer = Trainer(
         model=ghn_init.apply(model, ghn=options.ghn),
