@@ -4,9 +4,9 @@
     python examples/transfer.py --ghn embedded --out runs/transfer
 
 The protocol of the papers' transfer experiments (Knyazev, 2022, Table 1; GHN-3, Table 7): a model
-is initialized by each method, its classification layer anew, and fine-tuned on 1000 labelled
+is initialized by each method, its classification layer anew, and fine-tuned on 1000 labeled
 images; the learning rate is chosen for each method among the same ones, on 1000 further training
-images. The data is Fashion-MNIST: 28x28, padded to 32x32, three equal channels, normalised as
+images. The data is Fashion-MNIST: 28x28, padded to 32x32, three equal channels, normalized as
 CIFAR-10, moved and mirrored in training. Models are as in the libraries: ResNet-50 keeps its stem
 for large images, so its last stage sees 1x1. RegNetY-200MF also goes through the ablations of the
 first paper: without noise, without the orthogonal step (`ghn3`), and without both.
@@ -38,12 +38,9 @@ from ghn_init.compare import (
     Comparison,
     FineTuning,
     Point,
-    Split,
     compare,
-    split_images,
 )
-from ghn_init.files import atomic_path
-from ghn_init.images.data import SmallImages
+from ghn_init.images import SmallImages, Split, split_images
 from ghn_init.methods import parse_methods
 from ghn_init.models import create_model
 
@@ -108,8 +105,7 @@ def main() -> None:
         print(result.table(), end="\n\n", flush=True)
         save_picture(result, options.out / f"{name}.png")
         results[name] = json.loads(result.to_json())
-        with atomic_path(options.out / "transfer.json") as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n")
+        (options.out / "transfer.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -140,7 +136,7 @@ def quick(protocol: Protocol) -> Protocol:
 
 
 def fashion_mnist(folder: Path, validation: int, test_images: int) -> Split:
-    """1000 labelled images, so many to choose on, and so many to test on."""
+    """1000 labeled images, so many to choose on, and so many to test on."""
     images = [
         SmallImages(
             as_pixels(read_idx(folder / f"{part}-images-idx3-ubyte.gz")),

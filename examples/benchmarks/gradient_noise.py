@@ -18,7 +18,7 @@ from _common import table
 from torch import Tensor
 
 from ghn_init import GHN, load_ghn
-from ghn_init.images.data import Batch, load_images
+from ghn_init.images import Batch, load_images
 from ghn_init.train import MetaBatches, Timer, TrainConfig, Widths, gradients, load_nets
 
 PARTS = ("decoder.conv.2", "decoder.conv.0", "decoder.fc", "gnn", "")
@@ -93,7 +93,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--ghn", default="embedded", metavar="CHECKPOINT")
     parser.add_argument("--nets", type=Path, required=True, help="folder of architectures")
-    parser.add_argument("--data", required=True, help="imagefolder:PATH or torchvision:NAME:PATH")
+    parser.add_argument("--data", required=True, help="folder, or torchvision:NAME:PATH")
     parser.add_argument("--holdout", type=int, default=5000)
     parser.add_argument("--networks", type=int, default=16)
     parser.add_argument("--batches", type=int, default=8)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from _common import table
 
+from ghn_init.images import Batch
 from ghn_init.train import (
     MetaBatches,
     Timer,
@@ -56,7 +57,7 @@ def main() -> None:
     ghn = initialize(config, 10).to(device)
     optimizer = torch.optim.AdamW(ghn.parameters(), config.lr, fused=True)
     images = torch.randn(config.batch_size, 32, 32, 3, device=device).permute(0, 3, 1, 2)
-    batch = images, torch.randint(10, (config.batch_size,), device=device)
+    batch = Batch(images, torch.randint(10, (config.batch_size,), device=device))
     timer = Timer(device, exact=True, clock=clock)
     for step in range(args.warmup + args.steps):
         if step == args.warmup:

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
-from torchvision.datasets import ImageFolder
 
 from ghn_init.analysis.extra import plot_extra
-from ghn_init.analysis.images import Batch, folder_batch, iter_batches, open_folder, traced
+from ghn_init.analysis.images import Batch, folder_batch, some_images, traced
 from ghn_init.analysis.initializations import initialized, load_hypernetwork
 from ghn_init.analysis.measure.proxies import PROXIES, zero_cost
 from ghn_init.analysis.measure.signals import first_tensor, use_batch_statistics
@@ -22,6 +20,8 @@ from ghn_init.api import Checkpoint
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.graph import Graph
 from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.images.batches import Images
+from ghn_init.images.evaluation import top1
 from ghn_init.progress import Progress
 from ghn_init.weights.postprocess import weight_layers
 
@@ -109,9 +109,9 @@ def rank(
         models: by name, as they are initialized; the metrics are computed from that. A
             `LazyModels` keeps one at a time in memory.
         accuracies: what training gave, by model.
-        data: folder of images, one subfolder a class, or `train/` and `test/` (or `val/`) with
-            such subfolders: a mini-batch of the first for the metrics, images of the second for
-            the accuracy of predicted parameters.
+        data: folder or data set, as in `ghn_init.images.load_images`: a mini-batch of the
+            training images for the metrics, test images for the accuracy of predicted parameters.
+            A folder that only has one subfolder a class serves as both.
         ghn: a hypernetwork, its name or its path, to add the accuracy that its predicted
             parameters have without any training (metric "ghn", in per cent; batch norm uses the
             statistics of batches).
@@ -144,9 +144,8 @@ def rank(
             layers, batch = weight_layers(graph), folder_batch(data, shape[-1], batch_size, seed)
             _check_outputs(name, graph, batch)
             if hypernetwork is not None:
-                test = open_folder(data, shape[-1], test=True)
-                accuracy = _accuracy(model, graph, hypernetwork, test, images, batch_size)
-                scores["ghn"][name] = accuracy
+                test = some_images(data, shape[-1], images, test=True)
+                scores["ghn"][name] = _accuracy(model, graph, hypernetwork, test, batch_size)
                 line.step(model=name, metric="ghn")
             for metric in metrics:
                 try:
@@ -178,26 +177,15 @@ def kendall_tau(a: Mapping[str, float], b: Mapping[str, float]) -> float | None:
     return None if tau != tau else tau
 
 
-def _accuracy(
-    model: nn.Module, graph: Graph, ghn: GHN, folder: ImageFolder, images: int, batch_size: int
-) -> float:
+def _accuracy(model: nn.Module, graph: Graph, ghn: GHN, images: Images, batch_size: int) -> float:
     """Top-1 accuracy of predicted parameters, in per cent."""
-    if not len(folder.classes) == graph.num_classes == ghn.config.num_classes:
+    if not len(images.classes) == graph.num_classes == ghn.config.num_classes:
         raise GHNInitError(
-            f"the data has {len(folder.classes)} classes, the model {graph.num_classes}, and "
+            f"the data has {len(images.classes)} classes, the model {graph.num_classes}, and "
             f"{ghn.name} predicts {ghn.config.num_classes}: they must be the same."
         )
     arch = ghn.config.arch
     ready, _ = initialized(model, arch, {arch: ghn}, noise=0.0)
     use_batch_statistics(ready)
-    right = total = 0
-    with torch.no_grad():
-        for batch in iter_batches(folder, images, batch_size, seed=0):
-            right += _right(ready, batch)
-            total += len(batch.labels)
-    return 100 * right / total
-
-
-def _right(model: nn.Module, batch: Batch) -> int:
-    scores = first_tensor(model(batch.images.to(next(model.parameters()))))
-    return int((scores.argmax(dim=1).cpu() == batch.labels).sum())
+    like = next(ready.parameters())
+    return top1(lambda x: first_tensor(ready(x.to(like))), images, batch_size).percent

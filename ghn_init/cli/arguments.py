@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TypeAlias
 
+from ghn_init.cli.deferred import DeferredParser
+
 Parser = argparse.ArgumentParser
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+Commands: TypeAlias = "argparse._SubParsersAction[DeferredParser]"
 """What `ArgumentParser.add_subparsers` gives: a command is added to it."""
 
 _MODEL = "a timm or torchvision model name, or path/to/file.py:factory"

@@ -24,16 +24,27 @@ _PICTURE, _RESULTS = "curves.png", "results.json"
 
 def add_parser(commands: Commands) -> None:
     """Add the command to `ghn-init`."""
-    parser = commands.add_parser(
+    commands.add_parser(
         "compare",
         help="fine-tune a model from several initializations",
         description="Fine-tune one model from several initializations, under the same budget and "
         "on the same images; print final accuracies, and the steps to given ones.",
+        fill=_fill,
     )
+
+
+def _fill(parser: Parser) -> None:
+    from ghn_init.cli.options import add_options
+    from ghn_init.compare.finetune import FineTuning
+    from ghn_init.train.config import TrainConfig
+
     add_model(parser)
     _add_methods(parser)
-    _add_images(parser)
-    _add_budget(parser)
+    add_options(parser, TrainConfig, only=("data", "image_size"))
+    _add_split(parser)
+    _add_length(parser)
+    add_options(parser, FineTuning, skip=("steps",))
+    _add_points(parser)
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each method; "
                         "default: %(default)s")  # fmt: skip
     parser.add_argument("--reach", type=float, nargs="+", default=[], metavar="PERCENT",
@@ -52,17 +63,10 @@ def _add_methods(parser: Parser) -> None:
         "NAME:key=value,key=value; default: %(default)s",
     )  # fmt: skip
     add_ghns(parser)
-    parser.add_argument("--head", default="keep", help="keep (default): the classifier starts "
-                        "random in all methods; auto or predict")  # fmt: skip
     add_noise(parser)
 
 
-def _add_images(parser: Parser) -> None:
-    parser.add_argument(
-        "--data", required=True, metavar="DIR",
-        help="folder with train/<class>/<image> and test/ or val/; or torchvision:NAME:PATH",
-    )  # fmt: skip
-    parser.add_argument("--image-size", type=int, default=32, metavar="PIXELS", help="default: 32")
+def _add_split(parser: Parser) -> None:
     parser.add_argument("--labels", type=int, default=0, metavar="N", help="training images, "
                         "evenly over the classes; default: all")  # fmt: skip
     parser.add_argument(
@@ -76,29 +80,23 @@ def _add_images(parser: Parser) -> None:
                         "subset, always the same; default: all")  # fmt: skip
 
 
-def _add_budget(parser: Parser) -> None:
+def _add_length(parser: Parser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of a run")
-    length.add_argument("--epochs", type=float, help=f"of a run; default: {_EPOCHS}")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="default: 64")
-    parser.add_argument("--optimizer", default="adamw", help="adamw (default) or sgd")
+    length.add_argument("--epochs", type=float, default=_EPOCHS, help="of a run; default: "
+                        "%(default)s")  # fmt: skip
+
+
+def _add_points(parser: Parser) -> None:
     parser.add_argument(
         "--lr", type=float, nargs="+", metavar="RATE", help="of several, and of several weight "
         "decays, each method gets the best; default: 1e-3, of sgd 1e-2",
     )  # fmt: skip
     parser.add_argument("--weight-decay", type=float, nargs="+", default=[1e-2], metavar="W",
                         help="default: 1e-2")  # fmt: skip
-    parser.add_argument("--clip", type=float, default=5.0, metavar="NORM",
-                        help="largest norm of the gradient, 0: any; default: 5")  # fmt: skip
-    parser.add_argument("--precision", default="fp32", help="fp32 (default) or bf16")
-    parser.add_argument("--eval-every", type=int, default=0, metavar="STEPS",
-                        help="default: a tenth of the run")  # fmt: skip
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from ghn_init.images.extra import require_extra
-
-    require_extra("ghn-init compare")
     from ghn_init.analysis.models import short_name
     from ghn_init.compare.run import compare
     from ghn_init.methods.variants import parse_methods
@@ -148,26 +146,19 @@ def _data(options: argparse.Namespace, choose: bool, device: Any) -> Split:
         options.test_images,
         options.subset_seed,
         device,
+        progress=True,
     )
 
 
 def _fine_tuning(options: argparse.Namespace, images: int) -> FineTuning:
+    from ghn_init.cli.options import from_options
     from ghn_init.compare.finetune import FineTuning
-    from ghn_init.images.data import steps_per_epoch
+    from ghn_init.images.batches import steps_per_epoch
 
-    steps = options.steps
-    if steps is None:
-        epochs = _EPOCHS if options.epochs is None else options.epochs
-        steps = round(epochs * steps_per_epoch(images, max(1, options.batch_size)))
-    return FineTuning(
-        steps,
-        options.batch_size,
-        options.optimizer,
-        options.precision,
-        options.clip,
-        options.eval_every,
-        options.head,
-    )
+    if options.steps is None:
+        steps = options.epochs * steps_per_epoch(images, max(1, options.batch_size))
+        options.steps = round(steps)
+    return from_options(FineTuning, options)
 
 
 def _results_file(folder: Path | None) -> Path | None:

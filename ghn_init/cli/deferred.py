@@ -11,13 +11,15 @@ class DeferredParser(argparse.ArgumentParser):
     """The parser of a command with many arguments, so that `ghn-init --help` need not make them.
 
     Arguments:
-        fill: adds the arguments to the parser that it is given.
+        fill: adds the arguments to the parser that it is given; None: there is nothing to defer.
         options: of `ArgumentParser`.
     """
 
-    def __init__(self, *, fill: Callable[[argparse.ArgumentParser], None], **options: Any) -> None:
+    def __init__(
+        self, *, fill: Callable[[argparse.ArgumentParser], None] | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
-        self._fill: Callable[[argparse.ArgumentParser], None] | None = fill
+        self._fill = fill
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:  # argparse's way in
         if self._fill is not None:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ghn_init.cli import analysis, checkpoints, compare, models, train
+from ghn_init.cli.deferred import DeferredParser
 from ghn_init.errors import GHNInitError
 from ghn_init.version import __version__
 
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Initialize vision models with parameters predicted by graph hypernetworks.",
     )
     parser.add_argument("--version", action="version", version=f"ghn-init {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=DeferredParser)
     models.add_parsers(commands)
     checkpoints.add_parsers(commands)
     analysis.add_parsers(commands)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ghn_init.cli.deferred import DeferredParser
-from ghn_init.images.extra import require_extra
 
 _EPOCHS = 75
 """Of a run, as in the GHN-3 paper (Section 5)."""
@@ -71,7 +70,6 @@ def _fill_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    require_extra("ghn-init train")
     import torch
 
     from ghn_init.cli.options import from_options
@@ -93,7 +91,8 @@ def _run(options: argparse.Namespace) -> None:
 def _steps(options: argparse.Namespace) -> int:
     """The length of the run; with epochs it depends on the number of images."""
     from ghn_init.cli.options import from_options
-    from ghn_init.images.data import count_images, steps_per_epoch
+    from ghn_init.images.batches import steps_per_epoch
+    from ghn_init.images.split import count_images
     from ghn_init.train.config import TrainConfig
 
     if options.max_steps is not None:
@@ -121,9 +120,8 @@ def _fill_eval(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    require_extra("ghn-init train")
     from ghn_init.cli.options import from_options
-    from ghn_init.images.data import first, load_images
+    from ghn_init.images.split import first, load_images
     from ghn_init.loading.load import load_ghn
     from ghn_init.train.config import Evaluation
     from ghn_init.train.distributed import start
@@ -134,7 +132,12 @@ def _eval(options: argparse.Namespace) -> None:
     with start(options.device) as world:
         ghn = load_ghn(options.ghn, world.device)
         images = load_images(
-            options.data, options.images, options.image_size, options.holdout, world.device
+            options.data,
+            options.images,
+            options.image_size,
+            options.holdout,
+            world.device,
+            progress=True,
         )
         if options.num_images:
             images = first(images, options.num_images)

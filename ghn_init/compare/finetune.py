@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,12 @@ from torch import Tensor, nn
 
 from ghn_init.analysis.measure.signals import first_tensor
 from ghn_init.errors import GHNInitError
-from ghn_init.images.data import Images, steps_per_epoch
+from ghn_init.images.batches import Images, steps_per_epoch
+from ghn_init.images.evaluation import top1
+from ghn_init.methods.kept import HEADS
+from ghn_init.schedule import warmup_cosine
 from ghn_init.seeds import seed_of
+from ghn_init.settings import Count, NotNegative, OneOf, Positive, Whole, check
 from ghn_init.train.config import PRECISIONS
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -35,15 +40,12 @@ class Point:
         weight_decay: of all parameters.
     """
 
-    lr: float
-    weight_decay: float = 0.01
+    lr: Positive
+    weight_decay: NotNegative = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise GHNInitError(
-                f"learning rate {self.lr:g} and weight decay {self.weight_decay:g}: give a rate "
-                "above 0, and a decay from 0 up."
-            )
+        """Raises `GHNInitError` for values that no run can have."""
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -54,36 +56,29 @@ class FineTuning:
         steps: length of a run; the learning rate rises linearly in the first twentieth, then
             follows a cosine to 0.
         batch_size: images in a step.
-        optimizer: `"adamw"`, or `"sgd"` with momentum 0.9.
-        precision: `"fp32"`, or `"bf16"` for autocast.
+        optimizer: adamw, or sgd with momentum 0.9.
+        precision: of the computation; bf16 is autocast.
         clip: largest norm of the gradient; 0: any.
-        eval_every: steps between two looks at the test images; 0: a tenth of the steps. The last
+        eval_every: steps between two looks at the test images; 0: a tenth of the run. The last
             step is always followed by one.
-        head: of `apply`. By default ("keep") every method starts with the same randomly
-            initialized classification layer, also where a hypernetwork could predict one, but for
-            the classes that it was trained on.
+        head: keep: the classification layer starts random, and alike for every method. Otherwise
+            as in `apply`: a hypernetwork may predict it, for the classes that it was trained on.
 
     Raises:
         GHNInitError: values that no run can have.
     """
 
-    steps: int
-    batch_size: int = 64
-    optimizer: str = "adamw"
-    precision: str = "fp32"
-    clip: float = 5.0
-    eval_every: int = 0
-    head: str = "keep"
+    steps: Count
+    batch_size: Count = 64
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    precision: Annotated[str, OneOf(PRECISIONS)] = "fp32"
+    clip: NotNegative = 5.0
+    eval_every: Whole = 0
+    head: Annotated[str, OneOf(HEADS)] = "keep"
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("eval_every", 0), ("clip", 0)):
-            if not getattr(self, name) >= least:
-                what = f"{name} is {getattr(self, name)}"
-                raise GHNInitError(f"{what}: give {least} or more.")
-        for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                what = f"unknown {name} {getattr(self, name)!r}"
-                raise GHNInitError(f"{what}: choose one of {', '.join(known)}.")
+        """Raises `GHNInitError` for values that no run can have."""
+        check(self)
 
     def evaluations(self) -> tuple[int, ...]:
         """The steps after which a run looks at the test images."""
@@ -92,11 +87,7 @@ class FineTuning:
 
     def learning_rate(self, highest: float, step: int) -> float:
         """Of a step, counted from 0."""
-        warmup = max(1, self.steps // _WARMUP)
-        if step < warmup:
-            return highest * (step + 1) / warmup
-        done = (step - warmup) / max(1, self.steps - warmup)
-        return highest * 0.5 * (1 + math.cos(math.pi * done))
+        return warmup_cosine(highest, step, self.steps, max(1, self.steps // _WARMUP))
 
 
 @dataclass(frozen=True)
@@ -137,7 +128,7 @@ def fine_tune(
     watch: Callable[[int, float], None],
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Outcome:
-    """Fine-tune a model in place. Batch normalisation trains and follows its running statistics.
+    """Fine-tune a model in place. Batch normalization trains and follows its running statistics.
 
     Arguments:
         model: initialized, on the device of the images.
@@ -183,16 +174,15 @@ def evaluate(
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> float | None:
     """Top-1 accuracy in per cent, with running statistics; None if an output is not finite."""
-    right, finite = 0, True
     training = model.training
     model.eval()
-    with torch.no_grad():
-        for x, labels in images.test_batches(how.batch_size):
-            outputs = _outputs(model, x.contiguous(memory_format=memory_format), how)
-            right += int((outputs.argmax(dim=1) == labels).sum())
-            finite = finite and bool(outputs.isfinite().all())
+    found = top1(
+        lambda x: _outputs(model, x.contiguous(memory_format=memory_format), how),
+        images,
+        how.batch_size,
+    )
     model.train(training)
-    return 100 * right / len(images.labels) if finite else None
+    return found.percent if found.finite else None
 
 
 def runnable_format(

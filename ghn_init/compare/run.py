@@ -83,18 +83,18 @@ def compare(
     settings = _settings(build(0), name, data, how)
     settings |= {f"{a} checkpoint": h.origin.sha256 or h.name for a, h in hypernetworks.items()}
     store = Store(results, settings)
-    plan = Plan(variants, points, seeds)
+    plan = Plan(variants, points, seeds, store.outcomes)
     runner = _Runner(build, hypernetworks, data, how, memory_format)
-    for method in plan.unfinished(store):
+    for method in plan.unfinished():
         runner.initialized(method, 0)  # an error that it may lead to is better known now
     store.write()
-    done = sum(job in store.outcomes for _, job in plan.known(store))
+    done = sum(job in store.outcomes for _, job in plan.known())
     with Progress(plan.count * how.steps, "step", done * how.steps, not progress) as line:
         for phase in (plan.choosing, plan.reported):
-            for method, job in phase(store):
+            for method, job in phase():
                 if job not in store.outcomes:
-                    store.add(job, runner.run(method, job, line))
-    rows = tuple(plan.row(store, method) for method in variants)
+                    store.add((job, runner.run(method, job, line)))
+    rows = tuple(plan.row(method) for method in variants)
     images = (data.train, data.validation, data.test)
     train, choice, test = (0 if part is None else len(part.labels) for part in images)
     return Comparison(
@@ -152,7 +152,7 @@ class _Runner:
         evaluation = data.validation if job.choosing else data.test
         assert evaluation is not None
         outcome = fine_tune(
-            model.to(data.device),
+            model.to(data.train.device),
             data.train,
             evaluation,
             how,
@@ -190,7 +190,7 @@ def _check_model(
     model: nn.Module, methods: Sequence[Variant], data: Split, how: FineTuning
 ) -> None:
     """Refuse a model that cannot be initialized, or not trained in the precision."""
-    in_bf16 = how.precision == "bf16" and data.device.type == "cpu"
+    in_bf16 = how.precision == "bf16" and data.train.device.type == "cpu"
     if not in_bf16 and all(method.method.values is None for method in methods):
         return
     graph = trace(model, example_inputs(data))

@@ -1,7 +1,4 @@
-"""Images of a folder or of a torchvision data set, in memory, and splits of them.
-
-They need the extra `[train]`.
-"""
+"""Images of a folder or of a torchvision data set, in batches, and splits of them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Sizes and statistics of images that several rooms share; importing it is free."""
+"""Sizes of images that several rooms share; importing it is free."""
 
 LARGE_IMAGES = 96
 """Height and width from which images are handled as ImageNet's are: they stay on the disk, and the

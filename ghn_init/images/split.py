@@ -1,20 +1,22 @@
-"""Images to train on, to choose on and to test on."""
+"""Which images of a data set there are for what: to train on, to choose on and to test on."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ghn_init.errors import GHNInitError
-from ghn_init.images.data import Images, LargeImages, SmallImages, open_items
-from ghn_init.images.items import find_items
+from ghn_init.images.batches import Images, test_order
+from ghn_init.images.constants import LARGE_IMAGES
+from ghn_init.images.disk import LargeImages
+from ghn_init.images.items import Items, cores, find_items
+from ghn_init.images.memory import SmallImages
 from ghn_init.seeds import torch_generator
 
-_SAMPLE = 64
-"""Images that stay on the disk are told apart by so many of them."""
+_HOLDOUT_SEED = 0
+"""Which images are held out does not depend on the seed of a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,7 @@ class Split:
     """Images of three kinds, none in two of them.
 
     Arguments:
-        train: labelled images that runs are trained on.
+        train: labeled images that runs are trained on.
         validation: training images that no run is trained on, to choose hyperparameters; or None.
         test: for the accuracies that are reported.
     """
@@ -31,16 +33,91 @@ class Split:
     validation: Images | None
     test: Images
 
-    @property
-    def device(self) -> torch.device:
-        """Where the batches are."""
-        images = self.train
-        return images.device if isinstance(images, LargeImages) else images.labels.device
-
     def digests(self) -> dict[str, str]:
         """Checksums of the images and labels of each kind that there is."""
         parts = {"training": self.train, "validation": self.validation, "test": self.test}
-        return {f"{k} images": _digest(images) for k, images in parts.items() if images is not None}
+        return {f"{kind} images": part.digest() for kind, part in parts.items() if part is not None}
+
+
+def first(images: Images, count: int) -> Images:
+    """The first so many images of the test order."""
+    return images.subset(test_order(len(images.labels))[:count])
+
+
+def count_images(source: str) -> int:
+    """How many training images there are, without decoding any."""
+    return len(find_items(source, "train"))
+
+
+def load_images(
+    source: str,
+    split: str = "train",
+    image_size: int = 32,
+    holdout: int = 0,
+    device: str | torch.device = "cpu",
+    workers: int | None = None,
+    progress: bool = False,
+) -> Images:
+    """The images of one split.
+
+    Arguments:
+        source: a folder with `train/<class>/<image>` and `test/<class>/<image>` (or `val/`),
+            with or without `imagefolder:` before it; or `torchvision:NAME:PATH` for a data set of
+            torchvision, say `CIFAR10`. Hidden files and folders are left out.
+        split: `"train"` without the images held out, `"holdout"` for these, or `"test"`.
+        image_size: height and width in a batch; from `LARGE_IMAGES` on images stay on the disk.
+        holdout: training images held out, evenly over the classes.
+        device: where the batches are wanted.
+        workers: processes that load large images; None: the cores, at most 16.
+        progress: show on stderr how many images are decoded.
+
+    Raises:
+        GHNInitError: the source cannot be found or read, or has fewer images than are held out.
+    """
+    items = find_items(source, "test" if split == "test" else "train")
+    if split != "test" and holdout:
+        kept, held = _hold_out(items.labels, len(items.classes), holdout)
+        items = items.subset(held if split == "holdout" else kept)
+    return open_items(items, image_size, device, workers, progress)
+
+
+def open_items(
+    items: Items,
+    image_size: int,
+    device: str | torch.device = "cpu",
+    workers: int | None = None,
+    progress: bool = False,
+) -> Images:
+    """Images that were found: small ones are decoded now, large ones when they are needed.
+
+    Arguments:
+        items: as `find_items` gives them, or a subset.
+        image_size, device, workers, progress: as in `load_images`.
+
+    Raises:
+        GHNInitError: an image cannot be decoded, or the size is not positive.
+    """
+    if image_size < 1:
+        raise GHNInitError(f"the image size is {image_size}: give 1 or more pixels.")
+    if image_size < LARGE_IMAGES:
+        return SmallImages.decode(items, image_size, device, progress)
+    return LargeImages(items, image_size, device, cores() if workers is None else workers)
+
+
+def _hold_out(labels: Tensor, classes: int, count: int) -> tuple[Tensor, Tensor]:
+    """Indices to keep and to hold out, the latter evenly over the classes."""
+    if count % classes or not 0 <= count < len(labels):
+        raise GHNInitError(
+            f"cannot hold out {count} of {len(labels)} images of {classes} classes: give a "
+            f"multiple of {classes} that leaves some."
+        )
+    generator = torch_generator(_HOLDOUT_SEED, "holdout")
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(classes):
+        members = (labels == label).nonzero()[:, 0]
+        chosen = torch.randperm(len(members), generator=generator)[: count // classes]
+        held[members[chosen]] = True
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
 def load_split(
@@ -51,35 +128,27 @@ def load_split(
     test_images: int = 0,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    progress: bool = False,
 ) -> Split:
     """The images of a data set that a comparison needs; only these are decoded.
 
     Arguments:
-        source: as in `ghn_init.train.load_images`; or just the path of an image folder.
-        image_size: height and width in a batch; smaller than 96, images are kept in memory, and
-            are moved and mirrored by `SmallImages`.
+        source, image_size, device, progress: as in `load_images`.
         labels, validation, test_images, seed: as in `split_images`.
-        device: where the batches are wanted.
 
     Raises:
         GHNInitError: the source cannot be read, its test images have other classes, or it has
             fewer images than are asked for.
     """
-    if source.partition(":")[0] not in ("imagefolder", "torchvision"):
-        source = f"imagefolder:{source}"
-    train, classes = find_items(source, "train")
-    test, test_classes = find_items(source, "test")
-    _check_classes(classes, test_classes)
-    found = torch.tensor([train.label(i) for i in range(len(train))])
-    fit, held = _draw(found, labels, validation, seed)
-    tested = _some(len(test), test_images).tolist()
-    opened = [
-        open_items(items.subset(rows), classes, image_size, device) if rows else None
-        for items, rows in ((train, fit.tolist()), (train, held.tolist()), (test, tested))
-    ]
-    assert opened[0] is not None
-    assert opened[2] is not None
-    return Split(opened[0], opened[1], opened[2])
+    train, test = find_items(source, "train"), find_items(source, "test")
+    fit, held, tested = _choose(train, test, labels, validation, test_images, seed)
+    train_images, chosen, test_set = (
+        open_items(items.subset(rows), image_size, device, progress=progress) if len(rows) else None
+        for items, rows in ((train, fit), (train, held), (test, tested))
+    )
+    assert train_images is not None
+    assert test_set is not None
+    return Split(train_images, chosen, test_set)
 
 
 def split_images(
@@ -103,42 +172,50 @@ def split_images(
     Raises:
         GHNInitError: other classes in `test`, or fewer images than are asked for.
     """
-    _check_classes(train.classes, test.classes)
-    fit, held = _draw(train.labels.cpu(), labels, validation, seed)
-    return Split(
-        train.subset(fit),
-        train.subset(held) if len(held) else None,
-        test.subset(_some(len(test.labels), test_images)),
-    )
+    fit, held, tested = _choose(train, test, labels, validation, test_images, seed)
+    chosen = train.subset(held) if len(held) else None
+    return Split(train.subset(fit), chosen, test.subset(tested))
 
 
-def _check_classes(train: tuple[str, ...], test: tuple[str, ...]) -> None:
-    if train != test:
-        other = sorted(set(train) ^ set(test))[:5]
+def _choose(
+    train: Images | Items,
+    test: Images | Items,
+    labels: int,
+    validation: int,
+    test_images: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows to train on, to choose on and to test on; the former as even over the classes as can be.
+
+    See `split_images`.
+    """
+    if train.classes != test.classes:
+        other = sorted(set(train.classes) ^ set(test.classes))[:5]
         raise GHNInitError(
             f"training and test images have different classes ({', '.join(other)}): give data "
             "with the same ones in both."
         )
-
-
-def _draw(labels: Tensor, count: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on, and rows to choose on, as evenly over the classes as can be."""
-    enough = validation < len(labels) if count == 0 else count + validation <= len(labels)
-    if min(count, validation) < 0 or not enough:
+    total, tests = len(train.labels), len(test.labels)
+    enough = validation < total if labels == 0 else labels + validation <= total
+    if min(labels, validation) < 0 or not enough:
         raise GHNInitError(
-            f"{count or 'all'} labelled images and {validation} to choose on are asked for, of "
-            f"{len(labels)} training images: give smaller numbers from 0 up."
+            f"{labels or 'all'} labeled images and {validation} to choose on are asked for, of "
+            f"{total} training images: give smaller numbers from 0 up."
         )
-    order = _balanced_order(labels, seed)
-    if count:
-        return order[:count], order[count : count + validation]
-    return order[validation:], order[:validation]
+    if not 0 <= test_images <= tests:
+        raise GHNInitError(f"{test_images} test images are asked for, and there are {tests}.")
+    order = _balanced_order(train.labels.cpu(), seed)
+    held = order[labels : labels + validation] if labels else order[:validation]
+    fit = order[:labels] if labels else order[validation:]
+    if test_images in (0, tests):
+        return fit, held, torch.arange(tests)
+    tested = torch.randperm(tests, generator=torch_generator("tested images"))[:test_images]
+    return fit, held, tested
 
 
 def _balanced_order(labels: Tensor, seed: int) -> Tensor:
     """A random order, every beginning of which has as many images of each class as can be."""
-    generator = torch_generator(seed, "labelled images")
-    shuffled = torch.randperm(len(labels), generator=generator)
+    shuffled = torch.randperm(len(labels), generator=torch_generator(seed, "labelled images"))
     drawn = labels[shuffled]
     place = torch.empty_like(drawn)  # of an image among those of its class
     classes = drawn.unique()
@@ -146,24 +223,3 @@ def _balanced_order(labels: Tensor, seed: int) -> Tensor:
         members = (drawn == label).nonzero()[:, 0]
         place[members] = torch.arange(len(members))
     return shuffled[torch.argsort(place * (1 + classes.max()) + drawn)]
-
-
-def _some(total: int, count: int) -> Tensor:
-    """Rows of a random subset, or all of them."""
-    if not 0 <= count <= total:
-        raise GHNInitError(f"{count} test images are asked for, and there are {total}.")
-    if count in (0, total):
-        return torch.arange(total)
-    return torch.randperm(total, generator=torch_generator("tested images"))[:count]
-
-
-def _digest(images: Images) -> str:
-    """Sixteen hexadecimal digits."""
-    found = hashlib.sha256(repr(images.classes).encode())
-    found.update(images.labels.cpu().numpy().tobytes())
-    if isinstance(images, SmallImages):
-        found.update(images.pixels.cpu().numpy().tobytes())
-    elif isinstance(images, LargeImages):
-        for i in range(0, len(images.items), max(1, len(images.items) // _SAMPLE)):
-            found.update(images.items.open(i).tobytes())
-    return found.hexdigest()[:16]

@@ -58,7 +58,7 @@ class TrainConfig:
 
     Arguments:
         nets: folder of architectures, as `ghn-init train make-nets` or DeepNets-1M has it.
-        data: imagefolder:PATH, or torchvision:NAME:PATH.
+        data: folder with train/<class>/<image> and test/ or val/; or torchvision:NAME:PATH.
         steps: length of the run.
         image_size: height and width of the images, in pixels.
         holdout: training images held out for choosing, evenly over the classes.

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ghn_init.errors import GHNInitError
-from ghn_init.files import atomic_path
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.hypernetwork.prediction import predict_graphs
-from ghn_init.images.data import Images
+from ghn_init.images.batches import Images
+from ghn_init.images.evaluation import top1
 from ghn_init.progress import Progress
+from ghn_init.resuming import ResultsFile
 from ghn_init.seeds import torch_generator
 from ghn_init.train.config import Evaluation
 from ghn_init.train.networks.genotypes import Architecture
@@ -78,12 +77,13 @@ def evaluate(
         )
     key = {"split": split, "ghn": _digest(ghn), **vars(how), **_images_key(images)}
     key.pop("quiet")
-    rows = _read(results, key)[: len(nets)]
-    with Progress(len(nets), "network", len(rows), how.quiet) as progress:
-        for index in range(len(rows), len(nets)):
-            rows.append(_evaluate_one(ghn, nets[index], images, how, index))
-            _write(results, key, rows)
-            progress.step(split=split, mean=statistics.mean(row[0] for row in rows))
+    names = ("evaluation", "accuracies")
+    file = ResultsFile(results, key, lambda row: [float(value) for value in row], list, names)
+    with Progress(len(nets), "network", min(len(file.rows), len(nets)), how.quiet) as progress:
+        for index in range(len(file.rows), len(nets)):
+            file.add(_evaluate_one(ghn, nets[index], images, how, index))
+            progress.step(split=split, mean=statistics.mean(row[0] for row in file.rows))
+    rows = file.rows[: len(nets)]
     random = tuple(row[1] for row in rows) if how.control else ()
     return Accuracies(split, tuple(row[0] for row in rows), random)
 
@@ -112,17 +112,12 @@ def accuracy(
     batches: int | None = None,
 ) -> float:
     """Top-1 accuracy in percent, over all images or the first `batches` batches."""
-    device = next(iter(params.values())).device
-    correct = torch.zeros((), device=device)
-    seen = 0
-    for number, (x, labels) in enumerate(images.test_batches(how.batch_size)):
-        if number == batches:
-            break
-        enabled = how.precision == "bf16"
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-            correct += (network(x, params).argmax(1) == labels).sum()
-        seen += len(labels)
-    return 100 * correct.item() / seen
+
+    def outputs(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=how.precision == "bf16"):
+            return network(x, params)
+
+    return top1(outputs, images, how.batch_size, batches).percent
 
 
 def _describe(values: Sequence[float]) -> str:
@@ -144,22 +139,3 @@ def _images_key(images: Images) -> dict[str, int]:
     order = torch.arange(1, len(images.labels) + 1)
     labels = int((images.labels.cpu() * order).sum())
     return {"images": len(order), "image_size": images.image_size, "labels": labels}
-
-
-def _read(results: Path | None, key: Mapping[str, Any]) -> list[list[float]]:
-    if results is None or not results.exists():
-        return []
-    try:
-        content = json.loads(results.read_text(encoding="utf-8"))
-        if content["evaluation"] == json.loads(json.dumps(key)):
-            return [list(map(float, row)) for row in content["accuracies"]]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise GHNInitError(f"{results} is no file of accuracies ({error}).") from error
-    raise GHNInitError(f"{results} holds another evaluation. Delete it, or give another file.")
-
-
-def _write(results: Path | None, key: Mapping[str, Any], rows: list[list[float]]) -> None:
-    if results is not None:
-        with atomic_path(results) as temporary:
-            content = {"evaluation": key, "accuracies": rows}
-            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from ghn_init.errors import GHNInitError
-from ghn_init.images.data import Images, load_images
+from ghn_init.images.batches import Images
+from ghn_init.images.split import load_images
+from ghn_init.schedule import warmup_cosine
 from ghn_init.train.config import Schedule, TrainConfig
 from ghn_init.train.distributed import World
 from ghn_init.train.init import initialize, parameter_groups
@@ -44,7 +45,10 @@ def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | Non
     folder = RunFolder(out, config)
     if world.is_main:
         folder.open()
-    images = load_images(config.data, "train", config.image_size, config.holdout, world.device)
+    quiet = schedule.quiet or not world.is_main
+    images = load_images(
+        config.data, "train", config.image_size, config.holdout, world.device, progress=not quiet
+    )
     ghn = initialize(config, len(images.classes)).to(world.device)
     optimizer = torch.optim.AdamW(
         parameter_groups(ghn, config), config.lr, weight_decay=config.weight_decay, fused=True
@@ -61,7 +65,6 @@ def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | Non
         config.images_per_step, config.seed, state.step, config.steps, config.augment
     )
     meta_batches = _meta_batches(config, images, world, state, schedule)
-    quiet = schedule.quiet or not world.is_main
     with Logger(folder, config, state, schedule.log_every, quiet) as logger:
         while state.step < config.steps:
             with timer.part("data"):
@@ -93,12 +96,9 @@ def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | Non
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up, then half a cosine down to 0, or a constant and a linear cooldown."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    if config.cooldown:
+    if config.cooldown and step >= config.warmup:
         return config.lr * min(1.0, (config.steps - step) / config.cooldown)
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return warmup_cosine(config.lr, step, config.steps, config.warmup)
 
 
 def _meta_batches(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.hypernetwork.prediction import predict_graphs
-from ghn_init.images.data import Batch
+from ghn_init.images.batches import Batch
 from ghn_init.seeds import seed_of
 from ghn_init.train.config import TrainConfig
 from ghn_init.train.networks.network import Network
@@ -153,7 +153,7 @@ def _share(batch: Batch, place: int, config: TrainConfig) -> Batch:
     if not config.own_images:
         return batch
     mine = slice(place * config.batch_size, (place + 1) * config.batch_size)
-    return batch[0][mine], batch[1][mine]
+    return Batch(batch.images[mine], batch.labels[mine])
 
 
 def _loss(

@@ -77,7 +77,7 @@ def test_batches(images: Path) -> None:
     batch = folder_batch(images, image_size=16, size=6)
     assert batch.images.shape == (6, 3, 16, 16)
     assert set(batch.labels.tolist()) <= {0, 1}
-    assert batch.source == "6 images of train"
+    assert batch.source == "6 images of images"
     again = folder_batch(images, image_size=16, size=6)
     assert torch.equal(batch.images, again.images)
     assert not torch.equal(batch.images, folder_batch(images, 16, 6, seed=1).images)
@@ -108,9 +108,9 @@ def test_ranking(images: Path) -> None:
 def test_errors(images: Path, tmp_path: Path) -> None:
     pytest.importorskip("scipy")
     models, accuracies = {"a": ConvNet(classes=2)}, {"a": 1.0}
-    with pytest.raises(GHNInitError, match="there is no folder 'nowhere'"):
+    with pytest.raises(GHNInitError, match="there is no folder nowhere: give"):
         rank(models, accuracies, "nowhere")
-    with pytest.raises(GHNInitError, match="no images in"):
+    with pytest.raises(GHNInitError, match="there are no images in"):
         rank(models, accuracies, tmp_path / "images" / "train" / "cat")
     with pytest.raises(GHNInitError, match="no accuracy is given for a"):
         rank(models, {}, images)

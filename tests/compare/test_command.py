@@ -84,9 +84,9 @@ def test_epochs(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["--methods", "magic"], "unknown method 'magic'"),
         (["--methods", "rand", "--lr", "1", "2"], "1000 to choose on are asked for, of 48"),
         (["--methods", "rand", "--device", "nonsense"], "cannot compute on 'nonsense'"),
-        (["--methods", "rand", "--data", "nowhere"], "there is no folder nowhere/train"),
-        (["--methods", "rand", "--lr", "-1"], "give a rate above 0"),
-        (["--methods", "rand", "--optimizer", "magic"], "unknown optimizer 'magic'"),
+        (["--methods", "rand", "--data", "nowhere"], "there is no folder nowhere: give"),
+        (["--methods", "rand", "--lr", "-1"], "lr is -1.0: give more than 0"),
+        (["--methods", "rand", "--optimizer", "magic"], "optimizer is 'magic'"),
         (["--methods", "rand", "--library", "timm", "--out", "FILE/x"], "cannot use the folder"),
     ],
 )

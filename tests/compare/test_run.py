@@ -17,7 +17,7 @@ from ghn_init import GHN, GHNConfig, GHNInitError, apply
 from ghn_init.compare import Comparison, FineTuning, Outcome, Point, Split, load_split
 from ghn_init.compare import run as run_module
 from ghn_init.compare.finetune import evaluate, fine_tune, runnable_format
-from ghn_init.images.data import Images
+from ghn_init.images import Images
 from ghn_init.methods import Variant
 
 Run = Callable[..., Comparison]
@@ -81,7 +81,7 @@ def test_all_methods_of_a_seed_see_the_same_images(run: Run, build: Build) -> No
 def test_a_classifier_may_be_predicted(run: Run) -> None:
     kept, predicted = (run("ghn3", ghn=hypernetwork(2), how={"head": h}) for h in ("keep", "auto"))
     assert kept.rows[0].outcomes[0].predicted < predicted.rows[0].outcomes[0].predicted == 1
-    with pytest.raises(GHNInitError, match="unknown head 'sometimes'"):
+    with pytest.raises(GHNInitError, match="head is 'sometimes': give auto"):
         run("ghn3", ghn=hypernetwork(2), how={"head": "sometimes"})
 
 
@@ -223,7 +223,7 @@ def test_other_settings_are_refused_by_name(run: Run, tmp_path: Path, data: Spli
 def test_a_damaged_file(text: str, run: Run, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     file.write_text(text)
-    with pytest.raises(GHNInitError, match="is no file of a comparison"):
+    with pytest.raises(GHNInitError, match="does not hold such results"):
         run("rand", results=file)
     assert file.read_text() == text
 
@@ -352,8 +352,8 @@ def test_bfloat16_on_a_cpu(run: Run) -> None:
         ({"model": "large"}, "does not run on images of 3x16x16: .*Kernel size"),
         ({"how": {"batch_size": 33}}, "32 images do not fill a batch of 33"),
         ({"how": {"steps": 0}}, "steps is 0: give 1 or more"),
-        ({"how": {"optimizer": "adam"}}, "unknown optimizer 'adam': choose one of adamw, sgd"),
-        ({"how": {"precision": "fp16"}}, "unknown precision"),
+        ({"how": {"optimizer": "adam"}}, "optimizer is 'adam': give adamw or sgd"),
+        ({"how": {"precision": "fp16"}}, "precision is 'fp16'"),
         ({"how": {"clip": float("nan")}}, "clip is nan"),
         ({"seeds": 0}, "seeds is 0"),
         ({"points": []}, "no learning rate"),
@@ -390,5 +390,5 @@ def test_a_checkpoint_that_no_method_needs(run: Run) -> None:
 
 @pytest.mark.parametrize(("lr", "decay"), [(0, 0), (-1, 0), (float("inf"), 0), (1, -1)])
 def test_impossible_rates(lr: float, decay: float) -> None:
-    with pytest.raises(GHNInitError, match="give a rate above 0"):
+    with pytest.raises(GHNInitError, match=r"give (more than 0|0 or more)"):
         Point(lr, decay)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from ghn_init import GHNInitError, load_ghn
 from ghn_init.hypernetwork.prediction import predict_graphs
-from ghn_init.images.data import load_images
+from ghn_init.images import load_images
 from ghn_init.loading import convert
 from ghn_init.train import loop
 from ghn_init.train.config import Schedule, TrainConfig, from_json

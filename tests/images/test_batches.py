@@ -1,4 +1,4 @@
-"""Images: splits, order, augmentation; and the sampling of architectures."""
+"""Images: splits, order, augmentation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from ghn_init import GHNInitError
-from ghn_init.images.data import SmallImages, count_images, first, load_images, steps_per_epoch
-from ghn_init.train.config import Widths
-from ghn_init.train.networks.generate import sample
-from ghn_init.train.sampling import MetaBatches, balance
+from ghn_init.images import SmallImages, count_images, load_images
+from ghn_init.images.batches import steps_per_epoch
+from ghn_init.images.split import first
 
 
 @pytest.fixture
@@ -100,14 +99,14 @@ def test_large_images_are_loaded_by_step(image_folder: Path) -> None:
     batches = [list(images.train_batches(8, 0, start, 3)) for start in (0, 2)]
     with pytest.raises(GHNInitError, match="--augment none is for images below"):
         images.train_batches(8, 0, 0, 1, "none")
-    assert batches[0][0][0].shape == (8, 3, 96, 96)
-    assert torch.equal(batches[0][2][0], batches[1][0][0])
-    assert next(iter(images.test_batches(4)))[0].shape == (4, 3, 96, 96)
+    assert batches[0][0].images.shape == (8, 3, 96, 96)
+    assert torch.equal(batches[0][2].images, batches[1][0].images)
+    assert next(images.test_batches(4)).images.shape == (4, 3, 96, 96)
 
 
 def test_bad_sources_are_refused(tmp_path: Path) -> None:
     for source, message in (
-        ("cifar10", "imagefolder:PATH"),
+        ("cifar10", "there is no folder cifar10: give one with train/<class>"),
         (f"imagefolder:{tmp_path}", "train/<class>"),
         ("torchvision:Nonsense:x", "no data set"),
     ):
@@ -119,48 +118,3 @@ def test_bad_sources_are_refused(tmp_path: Path) -> None:
         load_images(f"imagefolder:{tmp_path}")
     with pytest.raises(GHNInitError, match="do not fill a batch"):
         steps_per_epoch(3, 8)
-
-
-def test_shares_are_balanced() -> None:
-    costs = [100, 10, 90, 20, 50, 60, 40, 30]
-    shares = balance(costs, 4)
-    assert sorted(i for share in shares for i in share) == list(range(8))
-    assert {len(share) for share in shares} == {2}
-    totals = [sum(costs[i] for i in share) for share in shares]
-    assert max(totals) - min(totals) <= 20
-
-
-def test_meta_batches_cover_all_architectures_with_the_widths_asked_for() -> None:
-    nets = [sample("train", i) for i in range(6)]
-    widths = Widths((16, 48), (64,), 500_000)
-    whole = MetaBatches(nets, 2, widths, 0, 10, 32)
-    drawn = [a for step in range(3) for a in whole.architectures(step)]
-    assert {a.resized(1) for a in drawn} == {a.resized(1, 64) for a in nets}
-    for a in drawn:
-        allowed = widths.allowed(next(n for n in nets if n.resized(1, 64) == a.resized(1)))
-        assert a.channels in allowed
-    halves = [MetaBatches(nets, 2, widths, 0, 10, 32, rank=r, world_size=2)[1] for r in (0, 1)]
-    assert sorted(place for half in halves for place, _ in half) == [0, 1]
-    assert whole[1][0][1].graph.nodes in [half[0][1].graph.nodes for half in halves]
-
-
-def test_a_curriculum_begins_with_small_networks() -> None:
-    nets = [sample("train", i) for i in range(30)]
-    batches = MetaBatches(nets, 4, Widths((16,)), 0, 10, 32, curriculum=100)
-    sizes = sorted(net.num_nodes or 0 for net in nets)
-    assert all((a.num_nodes or 0) <= sizes[2] for a in batches.architectures(0))
-    late = [a.num_nodes or 0 for s in range(90, 100) for a in batches.architectures(s)]
-    assert max(late) > sizes[15]
-
-
-def test_rare_networks_can_be_drawn_more_often() -> None:
-    nets = [sample("train", i) for i in range(300)]
-    rare = [not net.norm or not net.glob_avg for net in nets]
-    assert 0 < sum(rare) < 40
-    batches = MetaBatches(nets, 4, Widths((16,)), 0, 10, 32, curriculum=100, rare_share=0.5)
-    drawn = [net for step in range(200) for net in batches.architectures(step)]
-    assert 0.2 < sum(not net.norm for net in drawn) / len(drawn) < 0.35
-    assert 0.2 < sum(not net.glob_avg for net in drawn) / len(drawn) < 0.35
-    common = [net for net, is_rare in zip(nets, rare, strict=True) if not is_rare]
-    batches = MetaBatches(common, 4, Widths((16,)), 0, 10, 32, rare_share=1.0)
-    assert len(batches.architectures(0)) == 4

@@ -10,7 +10,8 @@ from PIL import Image
 
 from ghn_init import GHNInitError
 from ghn_init.compare import load_split, split_images
-from ghn_init.images.data import Images, LargeImages, SmallImages, load_images
+from ghn_init.images import Images, SmallImages, load_images
+from ghn_init.images.disk import LargeImages
 
 
 def pixels(images: Images | None) -> set[bytes]:
@@ -83,8 +84,9 @@ def test_only_what_is_needed_is_decoded(tmp_path: Path) -> None:
                 (tmp_path / part / label / f"{i}.png").write_bytes(b"damaged")
     found = load_split(str(tmp_path), 96, 4, 2, 2)
     assert isinstance(found.train, LargeImages)
-    for path, _ in (*found.train.items.files, *found.test.items.files):  # type: ignore[attr-defined]
-        Image.new("RGB", (16, 16)).save(path)
+    for items in (found.train.items, found.test.items):  # type: ignore[attr-defined]
+        for row in items.rows.tolist():
+            Image.new("RGB", (16, 16)).save(items.dataset.files[row])
     assert len(load_split(str(tmp_path), 16, 4, 0, 2).train.labels) == 4
     with pytest.raises(GHNInitError, match="cannot decode"):
         load_split(str(tmp_path), 16, 4, 2, 2)
@@ -93,9 +95,9 @@ def test_only_what_is_needed_is_decoded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((40, 10), "40 labelled images and 10 to choose on are asked for, of 48"),
-        ((49,), "49 labelled images and 0 to choose on"),
-        ((0, 48), "all labelled images and 48"),
+        ((40, 10), "40 labeled images and 10 to choose on are asked for, of 48"),
+        ((49,), "49 labeled images and 0 to choose on"),
+        ((0, 48), "all labeled images and 48"),
         ((-1,), "from 0 up"),
         ((10, 0, 17), "17 test images are asked for, and there are 16"),
         ((10, 0, -1), "-1 test images"),
