@@ -120,8 +120,9 @@ def _image_folder(root: Path, split: str, bare: bool) -> Items:
         parts[split] = root
     folder = parts[split]
     if folder is None:
+        missing = root / split if root.is_dir() else root
         raise GHNInitError(
-            f"there is no folder {root / split if root.is_dir() else root}: give one with train/<class>/<image> and "
+            f"there is no folder {missing}: give one with train/<class>/<image> and "
             "test/<class>/<image> in it, or torchvision:NAME:PATH."
         )
     classes = _classes(folder)
