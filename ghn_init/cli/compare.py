@@ -11,7 +11,7 @@ from ghn_init.cli.arguments import Commands, Parser, add_ghns, add_json, add_mod
 
 if TYPE_CHECKING:
     from ghn_init.compare.comparison import Comparison
-    from ghn_init.compare.finetune import FineTuning, Point
+    from ghn_init.compare.settings import FineTuning, Point
     from ghn_init.images.split import Split
 
 _RATES = {"adamw": 1e-3, "sgd": 1e-2}
@@ -35,7 +35,7 @@ def add_parser(commands: Commands) -> None:
 
 def _fill(parser: Parser) -> None:
     from ghn_init.cli.options import add_options
-    from ghn_init.compare.finetune import FineTuning
+    from ghn_init.compare.settings import FineTuning
     from ghn_init.train.config import TrainConfig
 
     add_model(parser)
@@ -128,7 +128,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _points(options: argparse.Namespace) -> list[Point]:
-    from ghn_init.compare.finetune import Point
+    from ghn_init.compare.settings import Point
 
     rates = options.lr or [_RATES.get(options.optimizer, 1e-3)]
     return [Point(rate, decay) for rate in rates for decay in options.weight_decay]
@@ -152,7 +152,7 @@ def _data(options: argparse.Namespace, choose: bool, device: Any) -> Split:
 
 def _fine_tuning(options: argparse.Namespace, images: int) -> FineTuning:
     from ghn_init.cli.options import from_options
-    from ghn_init.compare.finetune import FineTuning
+    from ghn_init.compare.settings import FineTuning
     from ghn_init.images.batches import steps_per_epoch
 
     if options.steps is None:

@@ -1,9 +1,9 @@
 from .comparison import Comparison as Comparison
 from .comparison import Row as Row
-from .finetune import FineTuning as FineTuning
 from .finetune import Outcome as Outcome
-from .finetune import Point as Point
 from .images import Split as Split
 from .images import load_split as load_split
 from .images import split_images as split_images
 from .run import compare as compare
+from .settings import FineTuning as FineTuning
+from .settings import Point as Point

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ghn_init.analysis.plots.palette import series_style
 from ghn_init.analysis.results import Result, new_figure, text_table
-from ghn_init.compare.finetune import FineTuning, Outcome, Point
+from ghn_init.compare.finetune import Outcome
+from ghn_init.compare.settings import FineTuning, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ghn_init.compare.comparison import Row
-from ghn_init.compare.finetune import Outcome, Point
+from ghn_init.compare.finetune import Outcome
+from ghn_init.compare.settings import Point
 from ghn_init.compare.store import Job
 from ghn_init.methods.variants import Variant
 

@@ -19,8 +19,9 @@ from ghn_init.analysis.initializations import (
 )
 from ghn_init.api import apply
 from ghn_init.compare.comparison import Comparison
-from ghn_init.compare.finetune import FineTuning, Outcome, Point, fine_tune, runnable_format
+from ghn_init.compare.finetune import Outcome, fine_tune, runnable_format
 from ghn_init.compare.plan import Plan
+from ghn_init.compare.settings import FineTuning, Point
 from ghn_init.compare.store import Job, Store
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.tracing import trace

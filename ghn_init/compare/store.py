@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ghn_init.compare.finetune import Outcome, Point
+from ghn_init.compare.finetune import Outcome
+from ghn_init.compare.settings import Point
 from ghn_init.resuming import ResultsFile
 
 

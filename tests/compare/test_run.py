@@ -81,7 +81,7 @@ def test_all_methods_of_a_seed_see_the_same_images(run: Run, build: Build) -> No
 def test_a_classifier_may_be_predicted(run: Run) -> None:
     kept, predicted = (run("ghn3", ghn=hypernetwork(2), how={"head": h}) for h in ("keep", "auto"))
     assert kept.rows[0].outcomes[0].predicted < predicted.rows[0].outcomes[0].predicted == 1
-    with pytest.raises(GHNInitError, match="head is 'sometimes': give auto"):
+    with pytest.raises(GHNInitError, match="unknown head 'sometimes'"):
         run("ghn3", ghn=hypernetwork(2), how={"head": "sometimes"})
 
 
