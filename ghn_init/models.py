@@ -21,9 +21,13 @@ LIBRARIES = ("timm", "torchvision")
 
 
 def create_model(
-    name: str, library: str | None = None, num_classes: int | None = None, seed: int = 0
+    name: str,
+    library: str | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+    pretrained: bool = False,
 ) -> tuple[nn.Module, str]:
-    """Build a model without pretrained weights.
+    """Build a model by name.
 
     Arguments:
         name: as in `timm.list_models()` or `torchvision.models.list_models()`; a name that both
@@ -33,18 +37,21 @@ def create_model(
         num_classes: outputs of the classification layer; given to a factory as `num_classes=`.
             Default: the library's (1000 mostly) or the factory's.
         seed: of the model's own initialization. The global RNG is left as it is.
+        pretrained: with the library's published weights, which are downloaded unless cached.
 
     Returns: the model and the library (or file) that it came from.
 
     Raises:
-        GHNInitError: no such model, file or factory, or building it fails.
+        GHNInitError: no such model, file or factory, no such weights, or building it fails.
     """
     if library is not None and library not in LIBRARIES:
         raise GHNInitError(f"unknown library {library!r}: choose timm or torchvision.")
     if num_classes is not None and num_classes < 1:
         raise GHNInitError(f"num_classes is {num_classes}: give 1 or more.")
-    keywords = {} if num_classes is None else {"num_classes": num_classes}
+    keywords: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if is_in_file(name):
+        if pretrained:
+            raise GHNInitError(f"{name!r} has no pretrained weights that are known here.")
         path, _, factory = name.rpartition(":")
         make = functools.partial(_from_file, path, factory, keywords)
         return _build(make, f"model {name!r}", seed), path
@@ -53,8 +60,9 @@ def create_model(
         names, build = _open(candidate)
         known += names
         if name in names:
-            make = functools.partial(build, name, **keywords)
-            return _build(make, f"{candidate} model {name!r}", seed), candidate
+            make = functools.partial(build, name, pretrained, **keywords)
+            what = f"{candidate} model {name!r}" + " with pretrained weights" * pretrained
+            return _build(make, what, seed), candidate
     close = difflib.get_close_matches(name, set(known), n=3)
     hint = f" Did you mean {', '.join(close)}?" if close else ""
     where = library or "timm nor torchvision"
@@ -68,7 +76,7 @@ def _open(library: str) -> tuple[list[str], Callable[..., nn.Module]]:
             timm = importlib.import_module("timm")
             return timm.list_models(), timm.create_model
         models = importlib.import_module("torchvision.models")
-        return models.list_models(), _torchvision_builder(models)
+        return models.list_models(), functools.partial(_from_torchvision, models)
     except ImportError as error:
         raise GHNInitError(
             f"{library} cannot be imported ({error}): pip install {library}, or name the other "
@@ -76,20 +84,22 @@ def _open(library: str) -> tuple[list[str], Callable[..., nn.Module]]:
         ) from error
 
 
-def _torchvision_builder(models: Any) -> Callable[..., nn.Module]:
-    def build(name: str, **keywords: Any) -> nn.Module:
-        builder = models.get_model_builder(name)
-        if "weights_backbone" in inspect.signature(builder).parameters:
-            keywords["weights_backbone"] = None  # the default downloads them
-        model: nn.Module = builder(weights=None, **keywords)
-        return model
-
-    return build
+def _from_torchvision(models: Any, name: str, pretrained: bool, **keywords: Any) -> nn.Module:
+    builder = models.get_model_builder(name)
+    if not pretrained and "weights_backbone" in inspect.signature(builder).parameters:
+        keywords["weights_backbone"] = None  # the default downloads them
+    model: nn.Module = builder(weights="DEFAULT" if pretrained else None, **keywords)
+    return model
 
 
 def is_in_file(name: str) -> bool:
     """Whether a model's name is `path/to/file.py:factory`."""
     return name.rpartition(":")[0].endswith(".py")
+
+
+def short_name(name: str) -> str:
+    """The factory of a model in a file, for tables and pictures; else the name."""
+    return name.rpartition(":")[2] if is_in_file(name) else name
 
 
 def _from_file(path: str, factory: str, keywords: dict[str, Any]) -> nn.Module:

@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ghn_init.analysis.initializations import load_hypernetwork
 from ghn_init.analysis.measure.graph_statistics import GraphStatistics, graph_statistics
 from ghn_init.analysis.plots.dot import dot
 from ghn_init.analysis.plots.graph_picture import picture
 from ghn_init.analysis.results import PICTURES, Result, check_suffix, text_table
+from ghn_init.api import Checkpoint
 from ghn_init.files import atomic_path
 from ghn_init.graph.graph import PRIMITIVES, Graph
 from ghn_init.graph.tracing import trace
+from ghn_init.methods.kept import kept_parameters
+from ghn_init.methods.registry import METHODS
+from ghn_init.methods.variants import Variant
 from ghn_init.names import abridged, grouped_by_reason
 
 if TYPE_CHECKING:
@@ -33,19 +38,26 @@ class Drawing(Result):
         graph: what the hypernetwork sees.
         statistics: degree and path, as in Table 3 of the GHN-3 paper.
         unpredicted: parameters that keep their own initialization, with the reason.
+        checkpoint: name of the hypernetwork that was asked; None for any.
     """
 
     name: str
     graph: Graph
     statistics: GraphStatistics
     unpredicted: Mapping[str, str]
+    checkpoint: str | None = None
 
     @property
     def coverage(self) -> float:
-        """Share of scalar parameters that a hypernetwork predicts."""
+        """Share of scalar parameters that the hypernetwork predicts, or any could."""
         sizes = {name: math.prod(shape) for name, shape in self.graph.shapes.items()}
         left = sum(sizes[name] for name in self.unpredicted)
         return 1 - left / max(1, sum(sizes.values()))
+
+    @property
+    def _covered(self) -> str:
+        by = "can be predicted" if self.checkpoint is None else f"predicted by {self.checkpoint}"
+        return f"{100 * self.coverage:.2f}% of the parameters {by}"
 
     def unpredicted_nodes(self) -> tuple[int, ...]:
         """Nodes whose parameter keeps its own initialization."""
@@ -60,7 +72,7 @@ class Drawing(Result):
         lines = [
             f"{self.name}: {numbers.nodes} nodes, {numbers.edges} edges, "
             f"average degree {numbers.degree:.2f}, average path {numbers.path:.2f}, "
-            f"{100 * self.coverage:.2f}% of the parameters predicted",
+            f"{self._covered}",
             text_table(("primitive", "nodes"), rows),
         ]
         grouped = grouped_by_reason(self.unpredicted)
@@ -68,13 +80,13 @@ class Drawing(Result):
         return "\n".join([*lines, *(f"note: {note}" for note in self.graph.notes)])
 
     def plot(self) -> Figure:
-        """The graph as in Figure 3 of the second paper: one colour and shape a primitive.
+        """The graph as in Figure 3 of the second paper: one color and shape a primitive.
 
         Layers run from left to right; a long graph is folded into rows, every other one from
         right to left. Nodes whose parameter is not predicted are empty; parameters that are not
         predicted are named below the title, as most of them have no node.
         """
-        note = f"{100 * self.coverage:.2f}% of the parameters predicted"
+        note = self._covered
         if self.unpredicted:
             note += f", not {abridged(self.unpredicted)}"
         return picture(self.name, self.graph, self.statistics, self.unpredicted_nodes(), note)
@@ -106,27 +118,32 @@ class Drawing(Result):
 def draw(
     model: nn.Module | Graph,
     *,
+    ghn: Checkpoint | None = None,
+    head: str = "auto",
     name: str | None = None,
-    num_classes: int = 1000,
     example_inputs: Any = None,
 ) -> Drawing:
     """A model's computational graph, to look at (second paper, Figure 3).
 
     Arguments:
         model: any model that `trace` takes, or a graph that it gave.
+        ghn: a hypernetwork, its name or its path: what it leaves is marked, as `apply` leaves it.
+            Default: only what no hypernetwork can predict is marked.
+        head: as in `apply`.
         name: for the title. Default: the model's class.
-        num_classes: of the checkpoint in mind, 1000 for the published ones: the classification
-            layer of another number of classes counts as not predicted, as in `apply`.
         example_inputs: as in `trace`.
 
     Raises:
-        GHNInitError: the model cannot be traced.
+        GHNInitError: the model cannot be traced, or the hypernetwork cannot be loaded.
     """
     graph = model if isinstance(model, Graph) else trace(model, example_inputs)
     title = name or ("graph" if isinstance(model, Graph) else type(model).__name__)
-    unpredicted = dict(graph.left)
-    if graph.num_classes != num_classes:
-        reason = f"classification layer of {graph.num_classes} classes, not {num_classes}"
-        heads = (graph.nodes[i].param for head in graph.classifiers for i in head if i is not None)
-        unpredicted |= {param: reason for param in heads if param is not None}
-    return Drawing(title, graph, graph_statistics(graph), unpredicted)
+    statistics = graph_statistics(graph)
+    if ghn is None:
+        return Drawing(title, graph, statistics, graph.left)
+    hypernetwork = load_hypernetwork(ghn)
+    method = next(m for m in METHODS.values() if m.hypernetwork == hypernetwork.config.arch)
+    frozen = isinstance(model, Graph)  # whose parameters may all be written
+    module = nn.Module() if isinstance(model, Graph) else model
+    kept = kept_parameters(module, graph, hypernetwork, Variant(method), head, frozen)
+    return Drawing(title, graph, statistics, kept, hypernetwork.name)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ghn_init.analysis.extra import plot_extra
 from ghn_init.analysis.initializations import load_hypernetwork
-from ghn_init.analysis.plots.palette import GREY, series_style
+from ghn_init.analysis.plots.palette import GRAY, series_style
 from ghn_init.analysis.results import Result, new_figure, text_table
 from ghn_init.api import Checkpoint
 from ghn_init.errors import GHNInitError
@@ -39,8 +39,8 @@ class Embedding(Result):
         vectors: `(models, d)`, the mean of each model's node features.
         places: `(models, 2)`, on the first two principal components.
         explained: share of the variance along each of the two.
-        column: what the colours stand for.
-        values: of the column, by model: all numbers, or names; a model without one is grey.
+        column: what the colors stand for.
+        values: of the column, by model: all numbers, or names; a model without one is gray.
     """
 
     names: tuple[str, ...]
@@ -60,7 +60,7 @@ class Embedding(Result):
         return text_table(("model", first, second, self.column), rows)
 
     def plot(self) -> Figure:
-        """The map, coloured by the column; numbers on a scale, names each in its own style."""
+        """The map, colored by the column; numbers on a scale, names each in its own style."""
         figure = new_figure(8, 6)
         axes = figure.add_subplot()
         if any(isinstance(value, str) for value in self.values.values()):
@@ -79,7 +79,7 @@ class Embedding(Result):
         known = [i for i, name in enumerate(self.names) if name in self.values]
         other = [i for i in range(len(self.names)) if i not in known]
         xs, ys = self.places[other].t().tolist()
-        axes.scatter(xs, ys, color=GREY, marker="x", s=30)
+        axes.scatter(xs, ys, color=GRAY, marker="x", s=30)
         numbers = [self.values[self.names[i]] for i in known]
         xs, ys = self.places[known].t().tolist()
         points = axes.scatter(
@@ -93,7 +93,7 @@ class Embedding(Result):
             groups.setdefault(str(self.values.get(name, "unknown")), []).append(index)
         for i, (group, members) in enumerate(groups.items()):
             style = series_style(i)
-            marker = "osD^vPXph*<>"[(i + i // 7) % 12]  # seven colours by twelve shapes: 84 differ
+            marker = "osD^vPXph*<>"[(i + i // 7) % 12]  # seven colors by twelve shapes: 84 differ
             xs, ys = self.places[members].t().tolist()
             axes.scatter(xs, ys, label=group, color=style.color, marker=marker, s=40,
                          edgecolor="black", linewidth=0.5)  # fmt: skip
@@ -127,7 +127,7 @@ def embed(
         models: by name, two or more; a `LazyModels` keeps one at a time in memory.
         ghn: a hypernetwork, its name or its path.
         column: name of the values.
-        values: to colour the map by: numbers, or names of groups. Default: millions of parameters.
+        values: to color the map by: numbers, or names of groups. Default: millions of parameters.
         progress: show progress on stderr.
 
     Raises:
@@ -153,13 +153,13 @@ def principal_components(vectors: Tensor) -> tuple[Tensor, tuple[float, float]]:
 
     Signs are such that each component's largest loading is positive.
     """
-    centred = (vectors - vectors.mean(dim=0)).double()
-    _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
+    centered = (vectors - vectors.mean(dim=0)).double()
+    _, sizes, directions = torch.linalg.svd(centered, full_matrices=False)
     axes = directions[:2]
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
     axes = axes * torch.where(largest < 0, -1.0, 1.0)
     shares = sizes.square() / sizes.square().sum().clamp(min=1e-300)
-    return (centred @ axes.t()).float(), (shares[0].item(), shares[1].item())
+    return (centered @ axes.t()).float(), (shares[0].item(), shares[1].item())
 
 
 def _name_points(figure: Figure, axes: Axes, names: Sequence[str], places: Tensor) -> None:
@@ -174,7 +174,7 @@ def _name_points(figure: Figure, axes: Axes, names: Sequence[str], places: Tenso
     taken = [box.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in centres]
     for name, place in zip(names, places.tolist(), strict=True):
         for away, (right, up) in itertools.product((1.0, 2.2, 3.6), _SIDES):
-            leader = {"arrowstyle": "-", "color": GREY, "linewidth": 0.4} if away > 1 else None
+            leader = {"arrowstyle": "-", "color": GRAY, "linewidth": 0.4} if away > 1 else None
             text = axes.annotate(
                 name, place, (away * right * _MARKER, away * up * _MARKER), fontsize=6,
                 textcoords="offset points", va="center", arrowprops=leader,

@@ -113,7 +113,7 @@ def rank(
             training images for the metrics, test images for the accuracy of predicted parameters.
             A folder that only has one subfolder a class serves as both.
         ghn: a hypernetwork, its name or its path, to add the accuracy that its predicted
-            parameters have without any training (metric "ghn", in per cent; batch norm uses the
+            parameters have without any training (metric "ghn", in percent; batch norm uses the
             statistics of batches).
         metrics: of `PROXIES`.
         batch_size: images of the mini-batch, and of each batch of the accuracy.
@@ -178,7 +178,7 @@ def kendall_tau(a: Mapping[str, float], b: Mapping[str, float]) -> float | None:
 
 
 def _accuracy(model: nn.Module, graph: Graph, ghn: GHN, images: Images, batch_size: int) -> float:
-    """Top-1 accuracy of predicted parameters, in per cent."""
+    """Top-1 accuracy of predicted parameters, in percent."""
     if not len(images.classes) == graph.num_classes == ghn.config.num_classes:
         raise GHNInitError(
             f"the data has {len(images.classes)} classes, the model {graph.num_classes}, and "

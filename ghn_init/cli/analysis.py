@@ -12,6 +12,7 @@ from ghn_init.cli.arguments import (
     Commands,
     Parser,
     add_ghns,
+    add_head,
     add_input_shape,
     add_json,
     add_model,
@@ -42,8 +43,8 @@ def _add_outputs(parser: Parser, suffixes: str = ".png or .svg") -> None:
 
 def _add_methods(parser: Parser, default: str) -> None:
     parser.add_argument(
-        "--methods", type=names, default=names(default), metavar="LIST",
-        help=f"of `ghn-init list`, or pretrained; default: {default}",
+        "--methods", default=default, metavar="LIST", help="of `ghn-init list`, or pretrained; "
+        "settings follow the name: ghn3-orth:noise=0,norms=keep; default: %(default)s",
     )  # fmt: skip
 
 
@@ -84,9 +85,10 @@ def _add_draw(commands: Commands) -> None:
     add_num_classes(parser)
     add_input_shape(parser)
     parser.add_argument(
-        "--head", type=int, default=1000, metavar="N", help="classes of the checkpoint in mind: a "
-        "classifier of another size is not predicted; default: %(default)s",
+        "--ghn", metavar="CHECKPOINT", help="whose coverage is shown, by name or path; default: "
+        "that of `ghn-init export` if it is cached, else the embedded one",
     )  # fmt: skip
+    add_head(parser)
     _add_outputs(parser, ".png, .svg or .dot")
     parser.set_defaults(run=_draw)
 
@@ -96,17 +98,28 @@ def _draw(options: argparse.Namespace) -> None:
     import torch
 
     from ghn_init.analysis.drawing import draw
-    from ghn_init.analysis.models import load_model, short_name
+    from ghn_init.loading.load import load_ghn
+    from ghn_init.models import create_model, short_name
 
-    model = load_model(options.model, options.library, options.num_classes)
+    model, _ = create_model(options.model, options.library, options.num_classes)
     shape = options.input_shape
     result = draw(
         model,
+        ghn=load_ghn(options.ghn or _default_at_hand(), "meta"),  # what it predicts has no numbers
+        head=options.head,
         name=short_name(options.model),
-        num_classes=options.head,
         example_inputs=None if shape is None else torch.empty(2, *shape, device="meta"),
     )
     _finish(result, options)
+
+
+def _default_at_hand() -> str:
+    """The checkpoint that needs no download: the default if it is cached, else the embedded one."""
+    from ghn_init.loading.checkpoint import DEFAULTS, list_cached
+    from ghn_init.loading.embedded import EMBEDDED, EMBEDDED_ARCH
+
+    default = DEFAULTS[EMBEDDED_ARCH]
+    return default if default in {found.name for found in list_cached()} else EMBEDDED
 
 
 def _add_diagnose(commands: Commands) -> None:
@@ -128,19 +141,24 @@ def _diagnose(options: argparse.Namespace) -> None:
     _check_output(options)
     from ghn_init.analysis.diagnosis import diagnose
     from ghn_init.analysis.images import folder_batch, traced
-    from ghn_init.analysis.models import load_model, pretrained_model, short_name
+    from ghn_init.analysis.initializations import PRETRAINED
+    from ghn_init.methods.variants import split_methods
+    from ghn_init.models import create_model, short_name
 
-    model = load_model(options.model, options.library, options.num_classes, options.seed)
+    model, _ = create_model(options.model, options.library, options.num_classes, options.seed)
     batch = None
     if options.data is not None:
         _, shape = traced(model, options.input_shape)
         batch = folder_batch(options.data, shape[-1], options.batch_size, options.seed)
-    wants_pretrained = "pretrained" in options.methods
+    methods = split_methods(options.methods)
+    trained = None
+    if PRETRAINED in methods:
+        trained, _ = create_model(options.model, options.library, pretrained=True)
     result = diagnose(
         model,
-        options.methods,
+        methods,
         ghn=options.ghn,
-        pretrained=pretrained_model(options.model, options.library) if wants_pretrained else None,
+        pretrained=trained,
         batch=batch,
         layers=options.layers,
         input_shape=options.input_shape,
@@ -170,10 +188,11 @@ def _add_diversity(commands: Commands) -> None:
 def _diversity(options: argparse.Namespace) -> None:
     _check_output(options)
     from ghn_init.analysis.tensor_diversity import diversity
+    from ghn_init.methods.variants import split_methods
 
     result = diversity(
         _lazy_models(options),
-        options.methods,
+        split_methods(options.methods),
         ghn=options.ghn,
         pretrained=_lazy_models(options, pretrained=True),
         shapes=options.shape,
@@ -206,7 +225,7 @@ def _embed(options: argparse.Namespace) -> None:
 
 
 def _colors(options: argparse.Namespace) -> dict[str, Any]:
-    """The column to colour by; numbers as such if all of it are."""
+    """The column to color by; numbers as such if all of it are."""
     from ghn_init.analysis.measure.columns import as_numbers, column, read_columns
     from ghn_init.errors import GHNInitError
 

@@ -48,6 +48,11 @@ def add_ghns(parser: Parser) -> None:
     )  # fmt: skip
 
 
+def add_head(parser: Parser) -> None:
+    """What happens to the classification layer."""
+    parser.add_argument("--head", default="auto", help="auto (default), predict or keep")
+
+
 def add_noise(parser: Parser) -> None:
     """The settings of the post-processing."""
     parser.add_argument("--noise", type=float, metavar="BETA", help="default: as published")

@@ -97,10 +97,9 @@ def _add_points(parser: Parser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from ghn_init.analysis.models import short_name
     from ghn_init.compare.run import compare
     from ghn_init.methods.variants import parse_methods
-    from ghn_init.models import create_model
+    from ghn_init.models import create_model, short_name
     from ghn_init.train.distributed import start
 
     methods = parse_methods(options.methods, noise=options.noise, orth_start=options.orth_start)

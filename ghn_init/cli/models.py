@@ -8,6 +8,7 @@ import json
 from ghn_init.cli.arguments import (
     Commands,
     add_ghn,
+    add_head,
     add_model,
     add_noise,
     add_num_classes,
@@ -28,7 +29,7 @@ def _add_export(commands: Commands) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FILE")
     parser.add_argument("--method", default="ghn3-orth", help="default: %(default)s")
     add_ghn(parser)
-    parser.add_argument("--head", default="auto", help="auto (default), predict or keep")
+    add_head(parser)
     parser.add_argument("--norms", help="auto (default), predict or keep")
     add_noise(parser)
     add_seed(parser)

@@ -134,14 +134,19 @@ def parse_methods(text: str, **defaults: Any) -> tuple[Variant, ...]:
     Raises:
         GHNInitError: as `parse_method`; or no method, or one twice.
     """
-    # A comma also stands between the settings of one method: what has a "=" goes on with it.
+    given = [_with_defaults(_parse(part), defaults) for part in split_methods(text)]
+    return different_methods(given)
+
+
+def split_methods(text: str) -> list[str]:
+    """`"rand, ghn3:noise=0,norms=keep"` -> `["rand", "ghn3:noise=0,norms=keep"]`."""
     parts: list[str] = []
     for part in (part.strip() for part in text.split(",")):
         if parts and "=" in part and ":" not in part:
-            parts[-1] += f",{part}"
+            parts[-1] += f",{part}"  # a comma also stands between the settings of one method
         else:
             parts.append(part)
-    return different_methods([_with_defaults(_parse(part), defaults) for part in parts])
+    return parts
 
 
 def different_methods(methods: Sequence[str | Variant]) -> tuple[Variant, ...]:

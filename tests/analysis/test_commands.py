@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+import ghn_init
 from ghn_init import GHNInitError
 from ghn_init.analysis import LazyModels, load_model
 from ghn_init.analysis import extra as extra
-from ghn_init.analysis.models import pretrained_model, short_name
 from ghn_init.cli.analysis import add_parsers
+from ghn_init.models import create_model, short_name
 
 FACTORY = """
 from dataclasses import dataclass
@@ -72,15 +73,33 @@ def test_help_is_light() -> None:
     assert found.stdout == "set()\n"
 
 
-def test_draw(zoo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("draw", f"{zoo}:small", "-o", str(tmp_path / "a.dot"), "--num-classes", "5")
+def test_draw(
+    zoo: str, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("draw", f"{zoo}:small", "-o", str(tmp_path / "a.dot"), "--ghn", checkpoint,
+        "--num-classes", "5")  # fmt: skip
     printed = capsys.readouterr().out
     assert printed.startswith("small: 9 nodes, 8 edges, average degree 1.78")
-    assert "classification layer of 5 classes, not 1000" in printed
+    assert "classification layer of 5 classes, the checkpoint's has 1000" in printed
     assert printed.endswith(f"written to {tmp_path / 'a.dot'}\n")
     assert (tmp_path / "a.dot").read_text().startswith('digraph "small"')
-    run("draw", f"{zoo}:small", "--json", "--input-shape", "3x16x16")
+    shape = ("--input-shape", "3x16x16")
+    run("draw", f"{zoo}:small", "--json", *shape, "--ghn", checkpoint)
     assert json.loads(capsys.readouterr().out)["coverage"] == 1
+    run("draw", f"{zoo}:small", *shape, "--ghn", checkpoint, "--head", "keep")
+    assert 'classification layer kept (head="keep")' in capsys.readouterr().out
+
+
+def test_draw_says_what_export_says(
+    zoo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For the checkpoint that is at hand; of another number of classes it predicts no head."""
+    run("draw", f"{zoo}:small", "--input-shape", "3x16x16")
+    drawn = capsys.readouterr().out.splitlines()[0].rpartition("average path ")[2]
+    model, _ = create_model(f"{zoo}:small")
+    report = ghn_init.apply(model, ghn="embedded", return_report=True)[1]
+    assert drawn.endswith(f"{100 * report.coverage:.2f}% of the parameters predicted by embedded")
+    assert report.coverage < 1
 
 
 def test_a_folder_that_is_missing(zoo: str, tmp_path: Path) -> None:
@@ -181,7 +200,7 @@ def test_no_such_model(name: str, message: str, zoo: str) -> None:
 
 def test_no_pretrained_weights(zoo: str) -> None:
     with pytest.raises(GHNInitError, match="no pretrained weights that are known"):
-        pretrained_model(f"{zoo}:small")
+        create_model(f"{zoo}:small", pretrained=True)
 
 
 def test_missing_extra(

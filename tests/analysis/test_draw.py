@@ -14,7 +14,7 @@ import torch
 from models import ConvNet, torchvision_model
 
 import ghn_init
-from ghn_init import GHNInitError, Graph, Node
+from ghn_init import GHN, GHNConfig, GHNInitError, Graph, Node
 from ghn_init.analysis import draw, graph_statistics
 from ghn_init.analysis.plots.layout import layered
 from ghn_init.analysis.plots.palette import PRIMITIVE_STYLES
@@ -39,7 +39,7 @@ def chain(length: int) -> Graph:
 
 
 def test_statistics_by_hand() -> None:
-    """A square: every node has two neighbours; four pairs are adjacent, two are two apart."""
+    """A square: every node has two neighbors; four pairs are adjacent, two are two apart."""
     square = Graph(tuple(Node("sum") for _ in range(4)), [(0, 1), (0, 2), (1, 3), (2, 3)])
     found = graph_statistics(square)
     assert (found.nodes, found.edges, found.degree) == (4, 4, 2.0)
@@ -96,28 +96,45 @@ def test_layout(name: str) -> None:
 def test_every_primitive_looks_different() -> None:
     assert set(PRIMITIVE_STYLES) == set(ghn_init.PRIMITIVES)
     looks = [(s.color, s.marker) for s in PRIMITIVE_STYLES.values()]
-    small_grey = ("#999999", "o")
+    small_gray = ("#999999", "o")
     assert len(set(looks)) == len(looks)
-    assert small_grey in looks
+    assert small_gray in looks
+
+
+def tiny(classes: int) -> GHN:
+    return GHN(GHNConfig("ghn3", 16, 1, 2, (16, 16, 4, 4), classes), "tiny")
 
 
 def test_drawing() -> None:
     drawing = draw(ConvNet(), example_inputs=torch.zeros(2, 3, 8, 8))
-    assert drawing.unpredicted_nodes() == (13, 14)
-    assert drawing.coverage == pytest.approx(1 - 90 / 444)
+    assert drawing.unpredicted == {}
     assert drawing.table().splitlines()[0] == (
         "ConvNet: 15 nodes, 16 edges, average degree 2.13, average path 3.37, "
-        "79.73% of the parameters predicted"
+        "100.00% of the parameters can be predicted"
     )
-    assert "head.weight, head.bias: classification layer of 10 classes, not 1000" in drawing.table()
-    assert draw(drawing.graph, num_classes=10).unpredicted == {}
     content = json.loads(drawing.to_json())
     assert content["nodes"] == len(content["graph"]["nodes"]) == 15
     assert content["graph"]["edges"][0] == [0, 1]
 
 
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_drawing_with_a_hypernetwork(classes: int) -> None:
+    """Marked is what `apply` leaves: a head of other classes, and norms that it has not learned."""
+    ghn, model = tiny(classes), ConvNet()
+    model.stem.weight.requires_grad_(False)
+    inputs = torch.zeros(2, 3, 8, 8)
+    drawing = draw(model, ghn=ghn, example_inputs=inputs)
+    _, report = ghn_init.apply(model, ghn=ghn, example_inputs=inputs, return_report=True)
+    assert drawing.coverage == pytest.approx(report.coverage)
+    assert drawing.unpredicted == report.left
+    assert ("head.bias" in report.left) == (classes == 1000)
+    assert "of the parameters predicted by tiny" in drawing.table()
+    of_graph = draw(drawing.graph, ghn=ghn, head="predict")
+    assert of_graph.unpredicted == {}
+
+
 def test_dot(tmp_path: Path) -> None:
-    drawing = draw(ConvNet(), example_inputs=torch.zeros(2, 3, 8, 8))
+    drawing = draw(ConvNet(), ghn=tiny(1000), example_inputs=torch.zeros(2, 3, 8, 8))
     drawing.save(tmp_path / "graph.dot")
     lines = (tmp_path / "graph.dot").read_text().splitlines()
     assert lines[0] == 'digraph "ConvNet" {'

@@ -1,4 +1,4 @@
-"""Numbers about models from a file: accuracies to rank by, values to colour by."""
+"""Numbers about models from a file: accuracies to rank by, values to color by."""
 
 from __future__ import annotations
 

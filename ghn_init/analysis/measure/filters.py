@@ -14,7 +14,7 @@ def first_filters(graph: Graph, weights: dict[str, Tensor]) -> Tensor | None:
     """Filters of the first convolution with a window, `(n, H, W, 3)` in [0, 1], n at most `MOST`.
 
     Each filter is stretched to its own range, as in the paper. The channels of filters that do
-    not take RGB are averaged to grey. None if there is no such layer.
+    not take RGB are averaged to gray. None if there is no such layer.
 
     Arguments:
         graph: of the model.

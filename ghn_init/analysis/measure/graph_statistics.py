@@ -16,7 +16,7 @@ class GraphStatistics:
     Arguments:
         nodes: how many.
         edges: how many.
-        degree: average number of neighbours of a node.
+        degree: average number of neighbors of a node.
         path: average length of the shortest paths between all pairs of nodes, in edges.
     """
 

@@ -169,7 +169,7 @@ def _gradients(
 
 @contextlib.contextmanager
 def _without_norms(model: nn.Module) -> Iterator[None]:
-    """In the block, normalisation layers give back their input."""
+    """In the block, normalization layers give back their input."""
     handles = [
         module.register_forward_hook(lambda module, args, output: args[0])
         for module in model.modules()

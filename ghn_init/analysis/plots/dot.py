@@ -25,7 +25,7 @@ _SHAPES = {
 
 
 def dot(name: str, graph: Graph, unpredicted: Collection[int]) -> str:
-    """The graph, left to right, in the colours of the picture; `unpredicted` nodes are dashed."""
+    """The graph, left to right, in the colors of the picture; `unpredicted` nodes are dashed."""
     lines = [
         f"digraph {json.dumps(name)} {{",
         '  rankdir=LR; node [style="filled", fontname="Helvetica", fontsize=10];',

@@ -91,7 +91,7 @@ def _draw_edges(axes: Axes, graph: Graph, layout: Layout, pitch: float) -> None:
 
 
 def _bend(layout: Layout, i: int, j: int) -> str:
-    """Neighbours are joined straight; what skips layers passes nodes over, under or outside."""
+    """Neighbors are joined straight; what skips layers passes nodes over, under or outside."""
     (x0, y0), (x1, y1) = layout.places[i], layout.places[j]
     span = abs(x1 - x0)
     side = 1 if layout.rows[i] % 2 == 0 else -1  # where the row ends: right or left

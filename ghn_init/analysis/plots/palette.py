@@ -1,4 +1,4 @@
-"""Colours that colour-blind readers can tell apart, always together with a shape or a dash."""
+"""Colors that color-blind readers can tell apart, always together with a shape or a dash."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 # Okabe and Ito (2008).
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-GREY = "#999999"
+GRAY = "#999999"
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one thing looks: colour, matplotlib marker and dash."""
+    """How one thing looks: color, matplotlib marker and dash."""
 
     color: str
     marker: str
@@ -24,7 +24,7 @@ PRIMITIVE_STYLES = {
     "conv": Style(BLUE, "o"),
     "sep_conv": Style(SKY, "o"),
     "dil_conv": Style(SKY, "8"),
-    "bias": Style(GREY, "o"),
+    "bias": Style(GRAY, "o"),
     "bn": Style(GREEN, "s"),
     "ln": Style(YELLOW, "s"),
     "sum": Style(VERMILLION, "P"),
@@ -36,7 +36,7 @@ PRIMITIVE_STYLES = {
     "cse": Style(PURPLE, "D"),
     "pos_enc": Style(YELLOW, "p"),
 }
-"""One colour and shape a primitive; relatives share one of the two."""
+"""One color and shape a primitive; relatives share one of the two."""
 
 _SERIES = (
     Style(BLUE, "o", "-"),
