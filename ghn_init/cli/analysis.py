@@ -115,7 +115,7 @@ def _draw(options: argparse.Namespace) -> None:
 
 def _default_at_hand() -> str:
     """The checkpoint that needs no download: the default if it is cached, else the embedded one."""
-    from ghn_init.loading.checkpoint import DEFAULTS, list_cached
+    from ghn_init.loading import DEFAULTS, list_cached
     from ghn_init.loading.embedded import EMBEDDED, EMBEDDED_ARCH
 
     default = DEFAULTS[EMBEDDED_ARCH]
