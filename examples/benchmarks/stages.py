@@ -10,7 +10,7 @@ units of one 2048^3 float32 matmul in the same process, so that they compare acr
 first table is the first time in a fresh process, where Python imports and the weights are read:
 from memory, if they are in the system's cache of files, or with `--cold` from the disk. If
 the packages `ghn3` and `ppuda` are importable, the published implementation is timed in the same
-run; else figures that were measured with it before are used. On a machine that does other work, take
+run; else figures measured with it before are used. On a machine that does other work, take
 `--clock cpu --threads 1`: time of the process's CPU. (With several threads it counts their
 waiting.)
 """
