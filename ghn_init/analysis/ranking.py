@@ -188,4 +188,4 @@ def _accuracy(model: nn.Module, graph: Graph, ghn: GHN, images: Images, batch_si
     ready, _ = initialized(model, arch, {arch: ghn}, noise=0.0)
     use_batch_statistics(ready)
     like = next(ready.parameters())
-    return top1(lambda x: first_tensor(ready(x.to(like))), images, batch_size).percent
+    return top1(lambda x: first_tensor(ready(x.to(like))), images, batch_size)[0]

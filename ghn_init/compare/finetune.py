@@ -106,13 +106,13 @@ def evaluate(
     """Top-1 accuracy in per cent, with running statistics; None if an output is not finite."""
     training = model.training
     model.eval()
-    found = top1(
+    percent, finite = top1(
         lambda x: _outputs(model, x.contiguous(memory_format=memory_format), how),
         images,
         how.batch_size,
     )
     model.train(training)
-    return found.percent if found.finite else None
+    return percent if finite else None
 
 
 def runnable_format(

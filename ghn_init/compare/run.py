@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +19,8 @@ from ghn_init.analysis.initializations import (
     refuse_needy,
 )
 from ghn_init.api import apply
-from ghn_init.compare.comparison import Comparison
+from ghn_init.compare.comparison import Comparison, Row
 from ghn_init.compare.finetune import Outcome, fine_tune, runnable_format
-from ghn_init.compare.plan import Plan
 from ghn_init.compare.settings import FineTuning, Point
 from ghn_init.compare.store import Job, Store
 from ghn_init.errors import GHNInitError
@@ -31,6 +31,9 @@ from ghn_init.methods.variants import Variant, different_methods
 from ghn_init.names import abridged
 from ghn_init.progress import Progress
 from ghn_init.report import Report
+
+CHOICE_SEED = -1
+"""Of the runs that choose hyperparameters: none of the reported ones takes part in the choice."""
 
 
 def compare(
@@ -80,22 +83,13 @@ def compare(
     _check_plan(data, points, seeds)
     hypernetworks = _hypernetworks(variants, ghn)
     memory_format = runnable_format(lambda: build(0), data.train, how)
-    _check_model(build(0), variants, data, how)
+    _check_precision(build(0), data, how)
     settings = _settings(build(0), name, data, how)
     settings |= {f"{a} checkpoint": h.origin.sha256 or h.name for a, h in hypernetworks.items()}
-    store = Store(results, settings)
-    plan = Plan(variants, points, seeds, store.outcomes)
-    runner = _Runner(build, hypernetworks, data, how, memory_format)
-    for method in plan.unfinished():
-        runner.initialized(method, 0)  # an error that it may lead to is better known now
-    store.write()
-    done = sum(job in store.outcomes for _, job in plan.known())
-    with Progress(plan.count * how.steps, "step", done * how.steps, not progress) as line:
-        for phase in (plan.choosing, plan.reported):
-            for method, job in phase():
-                if job not in store.outcomes:
-                    store.add((job, runner.run(method, job, line)))
-    rows = tuple(plan.row(method) for method in variants)
+    runner = _Runner(
+        build, hypernetworks, data, how, memory_format, Store(results, settings), not progress
+    )
+    rows = runner.rows(variants, points, seeds)
     images = (data.train, data.validation, data.test)
     train, choice, test = (0 if part is None else len(part.labels) for part in images)
     return Comparison(
@@ -117,6 +111,8 @@ class _Runner:
         build, data, how: of `compare`.
         hypernetworks: by architecture.
         memory_format: that the model is fine-tuned in.
+        store: of the finished runs, which are not made again.
+        silent: show no progress.
     """
 
     build: Callable[[int], nn.Module]
@@ -124,6 +120,43 @@ class _Runner:
     data: Split
     how: FineTuning
     memory_format: torch.memory_format
+    store: Store
+    silent: bool
+
+    def rows(
+        self, methods: Sequence[Variant], points: Sequence[Point], seeds: int
+    ) -> tuple[Row, ...]:
+        """Choose the hyperparameters of each method, then make the runs that are reported."""
+        for method in methods:
+            if all(job.method != method.label for job in self.store.outcomes):
+                self.initialized(method, 0)  # an error is better known before the first run
+        self.store.write()
+        tried = points if len(points) > 1 else ()
+        trials = {m: [Job(m.label, point, CHOICE_SEED, True) for point in tried] for m in methods}
+        self._finish([(m, job) for m in methods for job in trials[m]])
+        outcomes = self.store.outcomes
+        chosen = {m: points[0] for m in methods}
+        if tried:  # the first of equals
+            chosen = {m: max(trials[m], key=lambda j: _merit(outcomes[j])).point for m in methods}
+        runs = {m: [Job(m.label, chosen[m], seed) for seed in range(seeds)] for m in methods}
+        self._finish([(m, runs[m][seed]) for seed in range(seeds) for m in methods])
+        return tuple(
+            Row(
+                m.label,
+                chosen[m],
+                tuple(outcomes[job] for job in runs[m]),
+                {job.point: outcomes[job].accuracy for job in trials[m]},
+            )
+            for m in methods
+        )
+
+    def _finish(self, runs: Sequence[tuple[Variant, Job]]) -> None:
+        """Make those runs that are not in the store."""
+        left = [run for run in runs if run[1] not in self.store.outcomes]
+        steps, done = self.how.steps, len(runs) - len(left)
+        with Progress(len(runs) * steps, "step", done * steps, self.silent) as line:
+            for method, job in left:
+                self.store.add((job, self.run(method, job, line)))
 
     def initialized(self, method: Variant, seed: int) -> tuple[nn.Module, Report]:
         """A new model, initialized."""
@@ -187,12 +220,17 @@ def _check_plan(data: Split, points: tuple[Point, ...], seeds: int) -> None:
         )
 
 
-def _check_model(
-    model: nn.Module, methods: Sequence[Variant], data: Split, how: FineTuning
-) -> None:
-    """Refuse a model that cannot be initialized, or not trained in the precision."""
-    in_bf16 = how.precision == "bf16" and data.train.device.type == "cpu"
-    if not in_bf16 and all(method.method.values is None for method in methods):
+def _merit(trial: Outcome) -> tuple[float, float]:
+    """Any accuracy beats a run that diverged; of two that did, the one that lasted longer wins."""
+    if trial.accuracy is None:
+        assert trial.diverged_at is not None
+        return -1.0, float(trial.diverged_at)
+    return trial.accuracy, math.inf
+
+
+def _check_precision(model: nn.Module, data: Split, how: FineTuning) -> None:
+    """Refuse a model that cannot be trained in the precision."""
+    if how.precision != "bf16" or data.train.device.type != "cpu":
         return
     graph = trace(model, example_inputs(data))
     # PyTorch's bfloat16 weight gradients of dilated grouped convolutions are wrong on CPUs (2.14),
@@ -202,7 +240,7 @@ def _check_model(
         for node in graph.nodes
         if node.op == "dil_conv" or (node.op == "sep_conv" and node.shape and node.shape[1] == 1)
     ]
-    if in_bf16 and names:
+    if names:
         raise GHNInitError(
             "precision bf16 on a CPU: PyTorch's gradients of depthwise and dilated grouped "
             f"convolutions ({abridged(name for name in names if name)}) are wrong or slow there. "

@@ -117,7 +117,7 @@ def accuracy(
         with torch.autocast(x.device.type, torch.bfloat16, enabled=how.precision == "bf16"):
             return network(x, params)
 
-    return top1(outputs, images, how.batch_size, batches).percent
+    return top1(outputs, images, how.batch_size, batches)[0]
 
 
 def _describe(values: Sequence[float]) -> str:
