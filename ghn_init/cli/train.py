@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         description="Train a graph hypernetwork on images and random architectures.",
     )
     own = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=DeferredParser)
-    own.add_parser("make-nets", help="draw random architectures of a split of DeepNets-1M",
+    own.add_parser("make-nets", help="draw random architectures of a split",
                    fill=_fill_make_nets)  # fmt: skip
     own.add_parser("run", help="train a hypernetwork, or go on with a run", fill=_fill_run)
     own.add_parser("eval", help="accuracy of predicted parameters, without any training",
@@ -36,6 +36,8 @@ def add_parser(commands: Any) -> None:
 def _fill_make_nets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="train, val, test, wide, deep, dense, "
                         "bnfree or all of them but train: eval")  # fmt: skip
+    parser.add_argument("--space", default="deepnets", help="deepnets, or zoo (members of real "
+                        "families; splits train, val, test, sizes and heldout)")  # fmt: skip
     parser.add_argument("--count", type=int, required=True, help="how many (of each split)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder")
     parser.add_argument("--seed", type=int, default=0)
@@ -44,10 +46,9 @@ def _fill_make_nets(parser: argparse.ArgumentParser) -> None:
 
 
 def _make_nets(options: argparse.Namespace) -> None:
-    from ghn_init.train.networks.generate import SPLITS, make_nets
+    from ghn_init.train.networks.generate import make_nets, splits_of
 
-    splits = [s for s in SPLITS if s != "train"] if options.split == "eval" else [options.split]
-    for split in splits:
+    for split in splits_of(options.space, options.split):
         print(make_nets(split, options.count, options.out, options.seed, options.workers))
 
 

@@ -14,6 +14,11 @@ from ghn_init.images.constants import LARGE_IMAGES
 from ghn_init.settings import Count, NotNegative, OneOf, Positive, Range, Share, Whole, check
 from ghn_init.train.networks.genotypes import DEFAULT_CHANNELS, Architecture
 
+TRAIN_SPLITS = {"deepnets": "train", "zoo": "zoo-train"}
+"""Spaces of architectures, and the split of each that is trained on."""
+
+SPACES = (*TRAIN_SPLITS, ",".join(TRAIN_SPLITS))
+
 PRECISIONS = ("fp32", "bf16")
 PARAMETRIZATIONS = ("standard", "mup")
 AUGMENTATIONS = ("crop", "mirror", "none")
@@ -62,7 +67,9 @@ class TrainConfig:
         steps: length of the run.
         image_size: height and width of the images, in pixels.
         holdout: training images held out for choosing, evenly over the classes.
-        num_nets: use only the first N architectures; by default all.
+        space: of the architectures.
+        share: chance of an architecture to be one of the zoo, where there are both.
+        num_nets: use only the first N architectures of each space; by default all.
         start_from: train this checkpoint further, given by name or path; by default the first
             weights are random.
         arch: kind of the hypernetwork.
@@ -101,6 +108,8 @@ class TrainConfig:
     steps: Count
     image_size: Count = 32
     holdout: Whole = 0
+    space: Annotated[str, OneOf(SPACES)] = "deepnets"
+    share: Share = 0.5
     num_nets: Count | None = None
     start_from: str | None = None
     arch: Annotated[str, OneOf(ARCHITECTURES)] = "ghn3"

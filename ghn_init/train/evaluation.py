@@ -20,8 +20,8 @@ from ghn_init.progress import Progress
 from ghn_init.resuming import ResultsFile
 from ghn_init.seeds import torch_generator
 from ghn_init.train.config import Evaluation
-from ghn_init.train.networks.genotypes import Architecture
-from ghn_init.train.networks.network import Network
+from ghn_init.train.networks.nets import Net, TargetNetwork, build_network
+from ghn_init.train.networks.zoo import ZooNet
 from ghn_init.weights.tiling import repeated_all
 
 
@@ -33,21 +33,35 @@ class Accuracies:
         split: name of the architectures.
         predicted: with the parameters that the hypernetwork predicts.
         random: the same networks, randomly initialized; empty where that was not asked for.
+        families: of networks of the zoo; empty for others.
     """
 
     split: str
     predicted: tuple[float, ...]
     random: tuple[float, ...] = ()
+    families: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """A line for a table: mean, standard deviation and best."""
+        """A line for a table: mean, standard deviation and best; then the means by family."""
+        return "\n".join([self._line(), *self._family_lines()])
+
+    def _family_lines(self) -> list[str]:
+        found: dict[str, list[float]] = {}
+        for family, accuracy in zip(self.families, self.predicted, strict=False):
+            found.setdefault(family, []).append(accuracy)
+        return [
+            f"  {family:14} {len(values):4} nets  {statistics.mean(values):5.1f}"
+            for family, values in found.items()
+        ]
+
+    def _line(self) -> str:
         line = f"{self.split:8} {len(self.predicted):4} nets  predicted {_describe(self.predicted)}"
         return line + (f"  random {_describe(self.random)}" if self.random else "")
 
 
 def evaluate(
     ghn: GHN,
-    nets: Sequence[Architecture],
+    nets: Sequence[Net],
     images: Images,
     split: str,
     how: Evaluation | None = None,
@@ -85,17 +99,16 @@ def evaluate(
             progress.step(split=split, mean=statistics.mean(row[0] for row in file.rows))
     rows = file.rows[: len(nets)]
     random = tuple(row[1] for row in rows) if how.control else ()
-    return Accuracies(split, tuple(row[0] for row in rows), random)
+    families = tuple(net.family for net in nets if isinstance(net, ZooNet))
+    return Accuracies(split, tuple(row[0] for row in rows), random, families)
 
 
-def _evaluate_one(
-    ghn: GHN, architecture: Architecture, images: Images, how: Evaluation, index: int
-) -> list[float]:
+def _evaluate_one(ghn: GHN, net: Net, images: Images, how: Evaluation, index: int) -> list[float]:
     """Accuracy with predicted parameters, and of the control, in percent."""
-    network = Network(architecture, len(images.classes), images.image_size)
+    network = build_network(net, len(images.classes), images.image_size)
     with torch.no_grad():
         (blocks,) = predict_graphs([network.graph], ghn)
-        predicted = repeated_all(blocks, network.shapes)
+        predicted = repeated_all(blocks, network.graph.shapes)
         found = [accuracy(network, predicted, images, how)]
         if how.control:
             random = network.random_params(torch_generator(how.seed, "control", index))
@@ -105,7 +118,7 @@ def _evaluate_one(
 
 
 def accuracy(
-    network: Network,
+    network: TargetNetwork,
     params: Mapping[str, Tensor],
     images: Images,
     how: Evaluation,

@@ -13,12 +13,11 @@ from ghn_init.errors import GHNInitError
 from ghn_init.images.batches import Images
 from ghn_init.images.split import load_images
 from ghn_init.schedule import warmup_cosine
-from ghn_init.train.config import Schedule, TrainConfig
+from ghn_init.train.config import TRAIN_SPLITS, Schedule, TrainConfig
 from ghn_init.train.distributed import World
 from ghn_init.train.init import initialize, parameter_groups
 from ghn_init.train.logging import Logger
-from ghn_init.train.networks.nets import load_nets
-from ghn_init.train.networks.network import Network
+from ghn_init.train.networks.nets import Net, TargetNetwork, load_nets
 from ghn_init.train.sampling import MetaBatches
 from ghn_init.train.state import RunFolder, State
 from ghn_init.train.step import Timer, gradients
@@ -103,10 +102,13 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def _meta_batches(
     config: TrainConfig, images: Images, world: World, state: State, schedule: Schedule
-) -> Iterator[list[tuple[int, Network]]]:
+) -> Iterator[list[tuple[int, TargetNetwork]]]:
     """The networks of every step that is left, built ahead where there are workers."""
+    nets: list[Net] = []
+    for space in config.space.split(","):
+        nets += load_nets(Path(config.nets), TRAIN_SPLITS[space], config.num_nets)
     dataset = MetaBatches(
-        load_nets(Path(config.nets), "train", config.num_nets),
+        nets,
         config.meta_batch,
         config.widths,
         config.seed,
@@ -117,6 +119,7 @@ def _meta_batches(
         world.size,
         config.curriculum,
         config.rare_share,
+        config.share,
     )
     steps = range(state.step, config.steps)
     workers = schedule.workers

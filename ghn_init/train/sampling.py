@@ -13,14 +13,15 @@ from torch.utils.data import Dataset
 from ghn_init.seeds import python_generator, torch_generator
 from ghn_init.train.config import Widths
 from ghn_init.train.networks.genotypes import Architecture
-from ghn_init.train.networks.network import Network
+from ghn_init.train.networks.nets import Net, TargetNetwork, build_network
+from ghn_init.train.networks.zoo import ZooNet
 
 _FIRST_SHARE = 0.1
 """Share of the architectures that a curriculum starts with."""
 
 
 @dataclass(frozen=True)
-class MetaBatches(Dataset[list[tuple[int, Network]]]):
+class MetaBatches(Dataset[list[tuple[int, TargetNetwork]]]):
     """The target networks of every step, of one process: `self[step]`.
 
     Every architecture comes once in an epoch of architectures; widths are drawn anew each time.
@@ -37,9 +38,10 @@ class MetaBatches(Dataset[list[tuple[int, Network]]]):
             normalization, which are small and hard to learn, come last.
         rare_share: chance of each network to be one of a rare kind: without normalization, or
             without global pooling, which are one in thirty and one in fifty.
+        share: chance of each network to be one of the zoo, where there are others too.
     """
 
-    nets: Sequence[Architecture]
+    nets: Sequence[Net]
     size: int
     widths: Widths
     seed: int
@@ -50,45 +52,58 @@ class MetaBatches(Dataset[list[tuple[int, Network]]]):
     world_size: int = 1
     curriculum: int = 0
     rare_share: float = 0.0
+    share: float = 0.5
 
-    def __getitem__(self, step: int) -> list[tuple[int, Network]]:
+    def __getitem__(self, step: int) -> list[tuple[int, TargetNetwork]]:
         """The networks of this process, each with its place in the meta-batch."""
         drawn = self.architectures(step)
         mine = balance([_size(a) for a in drawn], self.world_size)[self.rank]
         return [(place, self._build(drawn[place])) for place in mine]
 
-    def architectures(self, step: int) -> list[Architecture]:
+    def architectures(self, step: int) -> list[Net]:
         """The meta-batch of a step, with widths drawn."""
         rng = python_generator(self.seed, "widths", step)
-        drawn = []
+        drawn: list[Net] = []
         for place in range(step * self.size, (step + 1) * self.size):
+            if self._zoo and (not self._deepnets or rng.random() < self.share):
+                drawn.append(rng.choice(self._zoo))
+                continue
             net = self._next(step, place, rng)
             channels = rng.choice(self.widths.allowed(net))
             drawn.append(net.resized(channels, rng.choice(self.widths.fc_dims)))
         return drawn
 
     def _next(self, step: int, place: int, rng: random.Random) -> Architecture:
-        """The architecture of a place in the sequence of all steps."""
+        """The architecture of DeepNets-1M of a place in the sequence of all steps."""
         if self.rare_share and self._rare and rng.random() < self.rare_share:
             return rng.choice(rng.choice(self._rare))
         if step < self.curriculum:
             share = _FIRST_SHARE + (1 - _FIRST_SHARE) * step / self.curriculum
-            return self._by_size[rng.randrange(max(1, int(share * len(self.nets))))]
-        epoch, index = divmod(place, len(self.nets))
-        return self.nets[_order(len(self.nets), self.seed, epoch)[index]]
+            return self._by_size[rng.randrange(max(1, int(share * len(self._deepnets))))]
+        epoch, index = divmod(place, len(self._deepnets))
+        return self._deepnets[_order(len(self._deepnets), self.seed, epoch)[index]]
+
+    @cached_property
+    def _deepnets(self) -> list[Architecture]:
+        return [net for net in self.nets if isinstance(net, Architecture)]
+
+    @cached_property
+    def _zoo(self) -> list[ZooNet]:
+        return [net for net in self.nets if isinstance(net, ZooNet)]
 
     @cached_property
     def _rare(self) -> list[list[Architecture]]:
         """The rare kinds of which there are any."""
-        kinds = [net for net in self.nets if not net.norm], [n for n in self.nets if not n.glob_avg]
+        nets = self._deepnets
+        kinds = [net for net in nets if not net.norm], [net for net in nets if not net.glob_avg]
         return [kind for kind in kinds if kind]
 
     @cached_property
     def _by_size(self) -> list[Architecture]:
-        return sorted(self.nets, key=lambda net: (not net.norm, _size(net)))
+        return sorted(self._deepnets, key=lambda net: (not net.norm, _size(net)))
 
-    def _build(self, architecture: Architecture) -> Network:
-        network = Network(architecture, self.num_classes, self.image_size, self.dropout)
+    def _build(self, net: Net) -> TargetNetwork:
+        network = build_network(net, self.num_classes, self.image_size, self.dropout)
         _ = network.graph.distances  # computed here, so that a worker does it
         return network
 
@@ -110,8 +125,8 @@ def balance(costs: Sequence[int], groups: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-def _size(architecture: Architecture) -> int:
-    return architecture.num_nodes or architecture.n_cells
+def _size(net: Net) -> int:
+    return net.num_nodes or (0 if isinstance(net, ZooNet) else net.n_cells)
 
 
 _orders: dict[tuple[int, int, int], list[int]] = {}

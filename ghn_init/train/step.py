@@ -21,7 +21,7 @@ from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.images.batches import Batch
 from ghn_init.seeds import seed_of
 from ghn_init.train.config import TrainConfig
-from ghn_init.train.networks.network import Network
+from ghn_init.train.networks.nets import TargetNetwork
 from ghn_init.weights.tiling import repeated_all
 
 
@@ -98,7 +98,7 @@ class Totals:
 
 def gradients(
     ghn: GHN,
-    networks: Sequence[tuple[int, Network]],
+    networks: Sequence[tuple[int, TargetNetwork]],
     batch: Batch,
     config: TrainConfig,
     step: int,
@@ -116,17 +116,18 @@ def gradients(
 
     Returns: sums over the networks. Where one of them is not finite, gradients are meaningless.
     """
+    gpus = [ghn.device] if ghn.device.type == "cuda" else []
+    # On CPUs, casting the hypernetwork's weights takes longer than its products of small matrices.
     autocast = torch.autocast(
         ghn.device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False
     )
-    with timer.part("predict"), autocast:
+    with timer.part("predict"), autocast if gpus else contextlib.nullcontext():
         graphs = [network.graph for _, network in networks]
         blocks = predict_graphs(graphs, ghn)
         predicted = [repeated_all(b, g.shapes) for b, g in zip(blocks, graphs, strict=True)]
     totals = Totals()
-    gpus = [ghn.device] if ghn.device.type == "cuda" else []
     tensors: list[Tensor] = []
-    grads: list[Tensor | None] = []
+    grads: list[Tensor] = []
     for (place, network), params in zip(networks, predicted, strict=True):
         images, labels = _share(batch, place, config)
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
@@ -141,8 +142,9 @@ def gradients(
             if config.network_clip:
                 limit = config.network_clip / config.meta_batch
                 torch.nn.utils.clip_grad_norm_(leaves.values(), limit)
-        tensors += params.values()
-        grads += [leaf.grad for leaf in leaves.values()]
+        used = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+        tensors += [params[name] for name in used]
+        grads += used.values()
     with timer.part("backward_ghn"):
         torch.autograd.backward(tensors, grads)
     return totals

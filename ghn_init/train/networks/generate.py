@@ -26,6 +26,7 @@ from ghn_init.train.networks.genotypes import (
 )
 from ghn_init.train.networks.nets import check_header, header, nets_path
 from ghn_init.train.networks.network import Network
+from ghn_init.train.networks.zoo import ZOO_SPLITS, sample_zoo, zoo_to_json
 
 _CHUNK = 64
 """Architectures that a process makes at a time."""
@@ -79,7 +80,7 @@ def make_nets(
     A file that is there is continued, if it was made with the same seed.
 
     Arguments:
-        split: a name of `SPLITS`.
+        split: a name of `SPLITS` or of `ZOO_SPLITS`.
         count: how many architectures the file shall hold.
         folder: is created if necessary.
         seed: of the draw. Architectures of training and evaluation splits never coincide,
@@ -89,8 +90,9 @@ def make_nets(
     Raises:
         GHNInitError: the split is unknown, the file holds something else, or cannot be written.
     """
-    if split not in SPLITS:
-        raise GHNInitError(f"unknown split {split!r}; known are {', '.join(SPLITS)}.")
+    if split not in SPLITS and split not in ZOO_SPLITS:
+        known = ", ".join((*SPLITS, *ZOO_SPLITS))
+        raise GHNInitError(f"unknown split {split!r}; known are {known}.")
     path = nets_path(folder, split)
     workers = workers or os.cpu_count() or 1
     try:
@@ -104,6 +106,25 @@ def make_nets(
     except OSError as error:
         raise GHNInitError(f"cannot write {path}: {error.strerror}.") from error
     return path
+
+
+def splits_of(space: str, split: str) -> list[str]:
+    """The splits that a name stands for: one, or with `"eval"` all of a space but for training.
+
+    Arguments:
+        space: `"deepnets"` or `"zoo"`.
+        split: with or without the prefix `zoo-`.
+
+    Raises:
+        GHNInitError: there is no such space.
+    """
+    spaces = {"deepnets": ("", tuple(SPLITS)), "zoo": ("zoo-", tuple(ZOO_SPLITS))}
+    if space not in spaces:
+        raise GHNInitError(f"unknown --space {space!r}: {', '.join(spaces)}.")
+    prefix, known = spaces[space]
+    if split == "eval":
+        return [name for name in known if name != f"{prefix}train"]
+    return [prefix + split.removeprefix(prefix)]
 
 
 def sample(split: str, index: int, seed: int = 0) -> Architecture:
@@ -132,8 +153,12 @@ def _chunks(split: str, seed: int, start: int, stop: int, workers: int) -> Itera
 
 def _chunk(job: tuple[str, int, int, int]) -> list[str]:
     split, seed, start, stop = job
-    made = (sample(split, index, seed) for index in range(start, stop))
-    return [json.dumps(to_json(architecture), separators=(",", ":")) for architecture in made]
+    indices = range(start, stop)
+    if split in ZOO_SPLITS:
+        entries = [zoo_to_json(sample_zoo(split, index, seed)) for index in indices]
+    else:
+        entries = [to_json(sample(split, index, seed)) for index in indices]
+    return [json.dumps(entry, separators=(",", ":")) for entry in entries]
 
 
 def _resume(path: Path, split: str, seed: int) -> int:

@@ -9,8 +9,25 @@ from typing import Any
 
 from ghn_init.errors import GHNInitError
 from ghn_init.train.networks.genotypes import Architecture, from_json
+from ghn_init.train.networks.network import Network
+from ghn_init.train.networks.zoo import ZooNet, ZooNetwork, zoo_from_json
+
+Net = Architecture | ZooNet
+"""What a network is stored as: cells of DeepNets-1M, or a family and its arguments."""
+
+TargetNetwork = Network | ZooNetwork
+"""What a hypernetwork reads as a graph, and predicts the parameters of."""
 
 _FORMAT = "ghn_init.nets"
+
+
+def build_network(
+    net: Net, num_classes: int, image_size: int, dropout: float = 0.0
+) -> TargetNetwork:
+    """The target network that is stored as `net`; networks of the zoo have no dropout."""
+    if isinstance(net, ZooNet):
+        return ZooNetwork(net, num_classes, image_size)
+    return Network(net, num_classes, image_size, dropout)
 
 
 def nets_path(folder: Path, split: str) -> Path:
@@ -40,13 +57,13 @@ def check_header(path: Path, line: str, split: str, seed: int | None = None) -> 
         )
 
 
-def load_nets(folder: Path, split: str, count: int | None = None) -> list[Architecture]:
+def load_nets(folder: Path, split: str, count: int | None = None) -> list[Net]:
     """The architectures of a split.
 
     Arguments:
         folder: with `<split>.jsonl` as `make_nets` writes it, or the official
             `deepnets1m_train_meta.json` and `deepnets1m_eval_meta.json`.
-        split: train, val, test, wide, deep, dense or bnfree.
+        split: train, val, test, wide, deep, dense or bnfree; or a name of `ZOO_SPLITS`.
         count: only the first so many.
 
     Raises:
@@ -55,9 +72,9 @@ def load_nets(folder: Path, split: str, count: int | None = None) -> list[Archit
     official = folder / f"deepnets1m_{'train' if split == 'train' else 'eval'}_meta.json"
     try:
         if nets_path(folder, split).exists():
-            nets = list(_read_lines(nets_path(folder, split), split, count))
+            nets: list[Net] = list(_read_lines(nets_path(folder, split), split, count))
         elif official.exists():
-            nets = _read_official(official, split, count)
+            nets = [*_read_official(official, split, count)]
         else:
             raise GHNInitError(
                 f"there are no {split} architectures in {folder}. Make some with `ghn-init train "
@@ -70,14 +87,15 @@ def load_nets(folder: Path, split: str, count: int | None = None) -> list[Archit
     return nets
 
 
-def _read_lines(path: Path, split: str, count: int | None) -> Iterator[Architecture]:
+def _read_lines(path: Path, split: str, count: int | None) -> Iterator[Net]:
     with open(path, encoding="utf-8") as file:
         check_header(path, file.readline(), split)
         for number, line in enumerate(file):
             if number == count or not line.endswith("\n"):
                 return  # a line without an end is still being written
             try:
-                yield from_json(json.loads(line))
+                entry = json.loads(line)
+                yield zoo_from_json(entry) if "family" in entry else from_json(entry)
             except (ValueError, GHNInitError) as error:
                 raise GHNInitError(f"{path}, line {number + 2}: {error}") from error
 
