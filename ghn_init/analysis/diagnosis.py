@@ -21,7 +21,7 @@ from ghn_init.analysis.measure.correlations import channel_similarity
 from ghn_init.analysis.measure.filters import first_filters
 from ghn_init.analysis.measure.findings import findings
 from ghn_init.analysis.measure.measured import Diagnosed, LayerFigures, Spectrum
-from ghn_init.analysis.measure.signals import signals
+from ghn_init.analysis.measure.signals import set_to_one, signals, small_scales
 from ghn_init.analysis.plots.diagnosis_page import page
 from ghn_init.analysis.results import Result, text_table
 from ghn_init.api import predict
@@ -186,7 +186,10 @@ def _measure(
             f"the {method} model has no parameter {missing[0]!r}: it is another model than the one "
             "to diagnose."
         )
-    flow = signals(model, names, batch)
+    flow, scales, unscaled = signals(model, names, batch), small_scales(model), {}
+    if scales:
+        set_to_one(model, scales)
+        unscaled = dict(signals(model, names, batch).gradient_norm)
     classifiers = classifier_weights(graph)
     by_ghn = report is not None and report.checkpoint is not None
     return Diagnosed(
@@ -199,6 +202,7 @@ def _measure(
                 channel_similarity(weights[name]),
                 flow.variance.get(name),
                 flow.gradient_norm.get(name),
+                unscaled.get(name),
                 name in classifiers,
             )
             for name in names
@@ -210,6 +214,7 @@ def _measure(
             )
             for name in chosen
         },
+        small_scales=scales,
         filters=first_filters(graph, weights),
         coverage=report.coverage if report is not None and by_ghn else None,
         left=report.left if report is not None and by_ghn else {},

@@ -233,9 +233,9 @@ def test_errors(arguments: dict[str, object], message: str) -> None:
 def figures(**changes: object) -> Diagnosed:
     """A method with three unremarkable layers and a classifier, the second one changed."""
     similarity = channel_similarity(torch.eye(4))
-    layers = [LayerFigures(f"l{i}.weight", 4, similarity, 1.0, 1.0, i == 3) for i in range(4)]
+    layers = [LayerFigures(f"l{i}.weight", 4, similarity, 1.0, 1.0, None, i == 3) for i in range(4)]
     layers[1] = replace(layers[1], **changes)
-    return Diagnosed("m", 1.0, tuple(layers), {}, None, None, {}, ())
+    return Diagnosed("m", 1.0, tuple(layers), {}, (), None, None, {}, ())
 
 
 @pytest.mark.parametrize(
@@ -244,28 +244,28 @@ def figures(**changes: object) -> Diagnosed:
         ({}, "m: nothing stands out."),
         (
             {"variance": 2e4},
-            "m: exploding variance: 1 in l0.weight, 2e+04 in l1.weight (panel D).",
+            "m: exploding variance: 1 in l0.weight, 2e+04 in l1.weight (panel E).",
         ),
         (
             {"variance": 2e-5},
-            "m: vanishing variance: 1 in l0.weight, 2e-05 in l1.weight (panel D).",
+            "m: vanishing variance: 1 in l0.weight, 2e-05 in l1.weight (panel E).",
         ),
         (
             {"variance": 0.0},
-            "m: 1 of 3 layers dead: output variance at most 1e-12 (panel D): l1.weight.",
+            "m: 1 of 3 layers dead: output variance at most 1e-12 (panel E): l1.weight.",
         ),
         (
             {"variance": float("inf")},
-            "m: exploding activations: not finite from l1.weight on (variance, panel D).",
+            "m: exploding activations: not finite from l1.weight on (variance, panel E).",
         ),
         (
             {"gradient_norm": 0.0},
-            "m: 1 of 3 layers without gradient: norm at most 0 (panel E): l1.weight.",
+            "m: 1 of 3 layers without gradient: norm at most 0 (panel F): l1.weight.",
         ),
         (
             {"similarity": channel_similarity(torch.eye(4)[[0, 1, 2, 2]])},
             "m: 1 of 3 layers with more than 10% of the channels equal to an earlier one, as "
-            "tiling makes them; most in l1.weight, 25% of 4 (panel C).",
+            "tiling makes them; most in l1.weight, 25% of 4 (panel D).",
         ),
         ({"variance": None, "gradient_norm": None}, "m: nothing stands out."),
     ],
@@ -278,5 +278,58 @@ def test_findings_about_parameters_left_and_rank() -> None:
     method = replace(figures(), coverage=0.9, left={"a": "why"}, rank_deficient=("l0.weight",))
     assert findings(method) == (
         "m: 10.00% of the parameters left at the library's initialization: a.",
-        "m: 1 of 3 layers lacked full rank before the orthogonal step (panel F): l0.weight.",
+        "m: 1 of 3 layers lacked full rank before the orthogonal step (panel G): l0.weight.",
     )
+
+
+def test_findings_about_small_scales() -> None:
+    """Whether layers have a gradient is asked again with the scales at 1."""
+    stuck = figures(gradient_norm=0.0, unscaled_gradient_norm=1.0)
+    (text,) = findings(replace(stuck, small_scales=("a.gamma", "b.gamma")))
+    assert text == (
+        "m: 1 of 3 layers without gradient: norm at most 0 (panel F): l1.weight. Their gradient "
+        "passes through scales that are nearly zero, as many models start: a.gamma, b.gamma. With "
+        "these at 1, none is without gradient."
+    )
+    dead = figures(gradient_norm=0.0, unscaled_gradient_norm=0.0)
+    (text,) = findings(replace(dead, small_scales=("a.gamma",)))
+    assert text.endswith("With these at 1, 1 of 3 layers are without gradient.")
+
+
+class Residual(nn.Module):
+    """Two residual branches: one ends in a norm whose weight is zero, one in layer scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.a, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.b, self.gamma = (
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Parameter(torch.full((8, 1, 1), 1e-7)),
+        )
+        self.head = nn.Linear(8, 10)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.norm(self.a(x))
+        x = x + self.gamma * self.b(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_small_scales_are_found_to_be_the_reason() -> None:
+    result = diagnose(Residual(), ["rand"], input_shape=(3, 16, 16), batch_size=4)
+    (method,) = result.methods
+    assert method.small_scales == ("gamma", "norm.weight")
+    figures = {layer.name: layer for layer in method.layers}
+    assert figures["a.weight"].gradient_norm == 0
+    assert figures["b.weight"].gradient_norm == pytest.approx(0, abs=1e-6)
+    assert all(layer.unscaled_gradient_norm > 1e-3 for layer in method.layers)
+    assert "2 of 3 layers without gradient" in result.findings[0]
+    assert "With these at 1, none is without gradient" in result.findings[0]
+
+
+def test_models_without_small_scales() -> None:
+    (method,) = diagnose(net(), ["rand"], input_shape=(3, 16, 16)).methods
+    assert method.small_scales == ()
+    assert all(layer.unscaled_gradient_norm is None for layer in method.layers)

@@ -29,7 +29,7 @@ def findings(method: Diagnosed) -> tuple[str, ...]:
 def _not_finite(method: Diagnosed) -> Iterable[str]:
     bad = [x for x in method.hidden() if x.variance is not None and not math.isfinite(x.variance)]
     if bad:
-        yield f"exploding activations: not finite from {bad[0].name} on (variance, panel D)"
+        yield f"exploding activations: not finite from {bad[0].name} on (variance, panel E)"
 
 
 def _growth(method: Diagnosed) -> Iterable[str]:
@@ -45,7 +45,7 @@ def _growth(method: Diagnosed) -> Iterable[str]:
         if ratio > GROWTH:
             yield (
                 f"{word} variance: {start:.2g} in {first.name}, {value:.2g} in {layer.name} "
-                "(panel D)"
+                "(panel E)"
             )
 
 
@@ -54,16 +54,32 @@ def _dead(method: Diagnosed) -> Iterable[str]:
     silent = [x for x in hidden if x.variance is not None and x.variance <= DEAD]
     if silent:
         yield (
-            f"{_of(silent, method)} dead: output variance at most {DEAD:g} (panel D): "
+            f"{_of(silent, method)} dead: output variance at most {DEAD:g} (panel E): "
             f"{_names(silent)}"
         )
-    stuck = [x for x in hidden if x.gradient_norm is not None and x.gradient_norm**2 <= DEAD]
+    stuck = [x for x in hidden if _is_stuck(x.gradient_norm)]
     if stuck:
         largest = max(x.gradient_norm or 0.0 for x in stuck)
         yield (
-            f"{_of(stuck, method)} without gradient: norm at most {largest:.2g} (panel E): "
-            f"{_names(stuck)}"
+            f"{_of(stuck, method)} without gradient: norm at most {largest:.2g} (panel F): "
+            f"{_names(stuck)}{_because_of_scales(method)}"
         )
+
+
+def _is_stuck(gradient_norm: float | None) -> bool:
+    return gradient_norm is not None and gradient_norm**2 <= DEAD
+
+
+def _because_of_scales(method: Diagnosed) -> str:
+    """How many layers are without gradient for another reason than scales that start near zero."""
+    if not method.small_scales:
+        return ""
+    others = [x for x in method.hidden() if _is_stuck(x.unscaled_gradient_norm)]
+    left = f"{_of(others, method)} are" if others else "none is"
+    return (
+        f". Their gradient passes through scales that are nearly zero, as many models start: "
+        f"{abridged(method.small_scales)}. With these at 1, {left} without gradient"
+    )
 
 
 def _duplicates(method: Diagnosed) -> Iterable[str]:
@@ -86,7 +102,7 @@ def _shared(method: Diagnosed, kind: str, share: Callable[[LayerFigures], float]
         worst = max(many, key=share)
         yield (
             f"{_of(many, method)} with more than {100 * MANY:.0f}% of the channels {kind}; most in "
-            f"{worst.name}, {100 * share(worst):.0f}% of {worst.channels} (panel C)"
+            f"{worst.name}, {100 * share(worst):.0f}% of {worst.channels} (panel D)"
         )
 
 
@@ -104,7 +120,7 @@ def _rank(method: Diagnosed) -> Iterable[str]:
     if method.rank_deficient:
         yield (
             f"{len(method.rank_deficient)} of {len(method.hidden())} layers lacked full rank "
-            f"before the orthogonal step (panel F): {abridged(method.rank_deficient)}"
+            f"before the orthogonal step (panel G): {abridged(method.rank_deficient)}"
         )
 
 

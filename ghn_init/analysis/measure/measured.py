@@ -20,6 +20,7 @@ class LayerFigures:
         similarity: of its channels.
         variance: of its output; None if the batch does not pass there.
         gradient_norm: of the loss with respect to it; None likewise.
+        unscaled_gradient_norm: the same with the model's small scales at 1; None without any.
         is_classifier: whether it gives the class scores.
     """
 
@@ -28,6 +29,7 @@ class LayerFigures:
     similarity: Similarity
     variance: float | None
     gradient_norm: float | None
+    unscaled_gradient_norm: float | None
     is_classifier: bool
 
 
@@ -53,6 +55,8 @@ class Diagnosed:
         loss: of the batch.
         layers: one a weight, in the order of the graph.
         spectra: of the chosen layers.
+        small_scales: parameters that scale channels and are nearly zero, as layer scale and the
+            last norm of a residual branch often start.
         filters: of the first layer, `(n, H, W, 3)` in [0, 1]; None if it has none to look at.
         coverage: share of scalar parameters that a hypernetwork predicted; None without one.
         left: what a hypernetwork left, with the reason.
@@ -63,6 +67,7 @@ class Diagnosed:
     loss: float
     layers: tuple[LayerFigures, ...]
     spectra: Mapping[str, Spectrum]
+    small_scales: tuple[str, ...]
     filters: Tensor | None
     coverage: float | None
     left: Mapping[str, str]

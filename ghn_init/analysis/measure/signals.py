@@ -17,6 +17,9 @@ from ghn_init.errors import GHNInitError
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
+_SMALL = 1e-3
+"""Absolute value up to which a scale counts as nearly zero."""
+
 
 @dataclass(frozen=True)
 class Signals:
@@ -59,6 +62,28 @@ def signals(model: nn.Module, layers: Sequence[str], batch: Batch) -> Signals:
     gradients = {name: params[name].grad for name in layers}
     norms = {name: g.norm().item() for name, g in gradients.items() if g is not None}
     return Signals(loss.item(), variance, norms)
+
+
+def small_scales(model: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that scale channels and are nearly zero.
+
+    Layer scale (Touvron et al., 2021) and the last norm of a residual branch (Goyal et al., 2017)
+    start so. A gradient passes through them to whatever stands before, and is as small.
+    """
+    return tuple(
+        name
+        for name, param in model.named_parameters()
+        if param.numel() == max(param.shape, default=1)  # a vector, perhaps of shape (C, 1, 1)
+        and "bias" not in name.rpartition(".")[2]
+        and param.abs().max() <= _SMALL
+    )
+
+
+@torch.no_grad()
+def set_to_one(model: nn.Module, names: Sequence[str]) -> None:
+    """Fill parameters with ones."""
+    for name in names:
+        model.get_parameter(name).fill_(1.0)
 
 
 def use_batch_statistics(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The page of `diagnose`: panels A to F, and what stands out in words."""
+"""The page of `diagnose`: panels A to G, and what stands out in words."""
 
 from __future__ import annotations
 
@@ -111,28 +111,27 @@ def _correlations(
             axes.plot(centers, shares, color=style.color, linestyle=style.dash, linewidth=1.2)
         axes.set_title(name.removesuffix(".weight"), fontsize=8)
         axes.set_xlabel("Pearson correlation", fontsize=_SMALL)
-        axes.set_xlim(-1, 1)
-        axes.set_ylim(bottom=0)
+        axes.set(xlim=(-1, 1), ylim=(0, None))
     axes.figure.axes[0].set_ylabel("share of pairs", fontsize=_SMALL)
 
 
 def _similarity_by_depth(part: Any, methods: Sequence[Diagnosed], styles: Sequence[Style]) -> None:
-    """Panel C: spread of the correlations, and near-duplicate channels."""
+    """Panels C and D: spread of the correlations, and near-duplicate channels."""
     spread, near = _panels(part, 2)
     _by_depth(spread, methods, styles, lambda layer: layer.similarity.spread)
     spread.set_title("C  standard deviation of the channel correlations", fontsize=9, loc="left")
     _by_depth(near, methods, styles, lambda layer: 100 * layer.similarity.near_duplicates)
-    near.set_title("C  near-duplicate channels (%)", fontsize=9, loc="left")
+    near.set_title("D  near-duplicate channels (%)", fontsize=9, loc="left")
     near.set_ylim(-4, 104)
 
 
 def _signals_by_depth(part: Any, methods: Sequence[Diagnosed], styles: Sequence[Style]) -> None:
-    """Panels D and E: variance of activations, and gradient norms."""
+    """Panels E and F: variance of activations, and gradient norms."""
     variance, gradient = _panels(part, 2)
     _by_depth(variance, methods, styles, lambda layer: layer.variance)
-    variance.set_title("D  variance of the layer's output", fontsize=9, loc="left")
+    variance.set_title("E  variance of the layer's output", fontsize=9, loc="left")
     _by_depth(gradient, methods, styles, lambda layer: layer.gradient_norm)
-    gradient.set_title("E  norm of the gradient with respect to the weight", fontsize=9, loc="left")
+    gradient.set_title("F  norm of the gradient with respect to the weight", fontsize=9, loc="left")
     for axes in (variance, gradient):
         axes.set_yscale("log")
 
@@ -147,14 +146,9 @@ def _by_depth(
         numbered = ((i, value(x)) for i, x in enumerate(method.layers, 1) if not x.is_classifier)
         points = [(i, v) for i, v in numbered if v is not None]
         axes.plot(
-            [i for i, _ in points],
-            [v for _, v in points],
-            color=style.color,
-            linestyle=style.dash,
-            linewidth=1,
-            marker=style.marker,
-            markersize=3,
-        )
+            [i for i, _ in points], [v for _, v in points], color=style.color,
+            linestyle=style.dash, linewidth=1, marker=style.marker, markersize=3,
+        )  # fmt: skip
     axes.set_xlabel("layer", fontsize=_SMALL)
     axes.xaxis.set_major_locator(plot_extra("matplotlib.ticker").MaxNLocator(integer=True))
 
@@ -162,10 +156,10 @@ def _by_depth(
 def _spectra(
     part: Any, chosen: Sequence[str], methods: Sequence[Diagnosed], styles: Sequence[Style]
 ) -> None:
-    """Panel F: singular values, thin those before post-processing."""
+    """Panel G: singular values, thin those before post-processing."""
     before = any(s.before for method in methods for s in method.spectra.values())
     note = " (thin: before post-processing)" if before else ""
-    part.suptitle(f"F  singular values{note}", fontsize=9, x=0.01, ha="left")
+    part.suptitle(f"G  singular values{note}", fontsize=9, x=0.01, ha="left")
     for name, axes in zip(chosen, _panels(part, len(chosen)), strict=True):
         for method, style in zip(methods, styles, strict=True):
             spectrum = method.spectra[name]
