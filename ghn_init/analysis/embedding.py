@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ghn_init.analysis.extra import plot_extra
 from ghn_init.analysis.initializations import load_hypernetwork
+from ghn_init.analysis.plots.labels import name_points
 from ghn_init.analysis.plots.palette import GRAY, series_style
 from ghn_init.analysis.results import Result, new_figure, text_table
 from ghn_init.api import Checkpoint
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.tracing import trace
+from ghn_init.loading.load import load_default
 from ghn_init.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_MARKER = 5.0
-"""Points from the middle of a marker to where a name may begin."""
-
-_SIDES = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1.4), (0, -1.4))
-"""Where a name may go, best first: right or left of the point, and above or below."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +66,7 @@ class Embedding(Result):
             axes.set(**{f"{side}label": text})
         axes.margins(0.12)
         axes.spines[["top", "right"]].set_visible(False)
-        _name_points(figure, axes, self.names, self.places)
+        name_points(figure, axes, self.names, self.places.tolist())
         return figure
 
     def _plot_numbers(self, figure: Figure, axes: Axes) -> None:
@@ -113,7 +107,7 @@ class Embedding(Result):
 
 def embed(
     models: Mapping[str, nn.Module],
-    ghn: Checkpoint,
+    ghn: Checkpoint | None = None,
     *,
     column: str = "parameters (M)",
     values: Mapping[str, float | str] | None = None,
@@ -125,7 +119,7 @@ def embed(
 
     Arguments:
         models: by name, two or more; a `LazyModels` keeps one at a time in memory.
-        ghn: a hypernetwork, its name or its path.
+        ghn: a hypernetwork, its name or its path. Default: that of `apply` for the ghn3 methods.
         column: name of the values.
         values: to color the map by: numbers, or names of groups. Default: millions of parameters.
         progress: show progress on stderr.
@@ -135,7 +129,7 @@ def embed(
     """
     if len(models) < 2:
         raise GHNInitError(f"{len(models)} models make no map: give two or more.")
-    hypernetwork = load_hypernetwork(ghn)
+    hypernetwork = load_default("ghn3")[0] if ghn is None else load_hypernetwork(ghn)
     vectors, sizes = [], {}
     with Progress(len(models), "model", silent=not progress) as line, torch.no_grad():
         for name, model in models.items():
@@ -160,28 +154,3 @@ def principal_components(vectors: Tensor) -> tuple[Tensor, tuple[float, float]]:
     axes = axes * torch.where(largest < 0, -1.0, 1.0)
     shares = sizes.square() / sizes.square().sum().clamp(min=1e-300)
     return (centered @ axes.t()).float(), (shares[0].item(), shares[1].item())
-
-
-def _name_points(figure: Figure, axes: Axes, names: Sequence[str], places: Tensor) -> None:
-    """Names beside the points, on the first side where they cover no point and no other name.
-
-    A name that would is left out: the table has it.
-    """
-    figure.draw_without_rendering()  # the layout settles, and so do places on the page
-    box = plot_extra("matplotlib.transforms").Bbox
-    centres = axes.transData.transform(places.numpy())
-    reach = _MARKER * figure.dpi / 72
-    taken = [box.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in centres]
-    for name, place in zip(names, places.tolist(), strict=True):
-        for away, (right, up) in itertools.product((1.0, 2.2, 3.6), _SIDES):
-            leader = {"arrowstyle": "-", "color": GRAY, "linewidth": 0.4} if away > 1 else None
-            text = axes.annotate(
-                name, place, (away * right * _MARKER, away * up * _MARKER), fontsize=6,
-                textcoords="offset points", va="center", arrowprops=leader,
-                ha={-1: "right", 0: "center", 1: "left"}[right],
-            )  # fmt: skip
-            extent = text.get_window_extent()
-            if not extent.count_overlaps(taken) and axes.bbox.containsy(extent.y0):
-                taken.append(extent)
-                break
-            text.remove()

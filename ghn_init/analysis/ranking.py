@@ -14,6 +14,7 @@ from ghn_init.analysis.images import Batch, folder_batch, some_images, traced
 from ghn_init.analysis.initializations import initialized, load_hypernetwork
 from ghn_init.analysis.measure.proxies import PROXIES, zero_cost
 from ghn_init.analysis.measure.signals import first_tensor, use_batch_statistics
+from ghn_init.analysis.plots.labels import name_points
 from ghn_init.analysis.plots.palette import BLUE
 from ghn_init.analysis.results import Result, new_figure, text_table
 from ghn_init.api import Checkpoint
@@ -55,31 +56,43 @@ class Ranking(Result):
         rows.append(("Kendall's tau", None, *self.taus.values()))
         lines = [text_table(("model", "accuracy", *self.scores), rows)]
         lines += [f"{metric}, {model}: {reason}" for metric, model, reason in self.failures]
+        lines += [
+            f"note: tau of {metric} is over {len(scores)} of {len(self.accuracies)} models"
+            for metric, scores in self.scores.items()
+            if len(scores) < len(self.accuracies)
+        ]
         return "\n".join(lines)
 
     def plot(self) -> Figure:
         """A panel a metric: accuracy over the rank of the score."""
         columns = min(4, len(self.scores))
         rows = -(-len(self.scores) // columns)
-        figure = new_figure(0.6 + 2.6 * columns, 0.4 + 2.3 * rows)
+        figure = new_figure(0.6 + 2.9 * columns, 0.4 + 2.6 * rows)
         panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
         for panel in panels[len(self.scores) :]:
             panel.set_axis_off()
+        places = {}
         for panel, (metric, scores) in zip(panels, self.scores.items(), strict=False):
-            ranks = plot_extra("scipy.stats").rankdata(list(scores.values()))
-            panel.scatter(
-                ranks, [self.accuracies[name] for name in scores],
-                color=BLUE, s=18, edgecolor="black", linewidth=0.4,
-            )  # fmt: skip
-            tau = self.taus[metric]
-            shown = "undefined" if tau is None else f"= {tau:.2f}"
-            panel.set_title(f"{metric}: \N{GREEK SMALL LETTER TAU} {shown}", fontsize=9)
+            ranks = plot_extra("scipy.stats").rankdata(list(scores.values())).tolist()
+            reached = [self.accuracies[name] for name in scores]
+            places[panel] = list(zip(ranks, reached, strict=True))
+            panel.scatter(ranks, reached, color=BLUE, s=18, edgecolor="black", linewidth=0.4)
+            panel.set_title(self._title(metric), fontsize=9)
+            panel.margins(0.15)
             panel.tick_params(labelsize=7)
             panel.xaxis.set_major_locator(plot_extra("matplotlib.ticker").MaxNLocator(integer=True))
             panel.spines[["top", "right"]].set_visible(False)
         figure.supxlabel("rank by score", fontsize=9)
         figure.supylabel("accuracy", fontsize=9)
+        for panel, scores in zip(places, self.scores.values(), strict=True):
+            name_points(figure, panel, list(scores), places[panel])
         return figure
+
+    def _title(self, metric: str) -> str:
+        tau, count, total = self.taus[metric], len(self.scores[metric]), len(self.accuracies)
+        shown = "undefined" if tau is None else f"= {tau:.2f}"
+        over = "" if count == total else f" ({count} of {total} models)"
+        return f"{metric}: \N{GREEK SMALL LETTER TAU} {shown}{over}"
 
     def content(self) -> dict[str, Any]:
         """Accuracies, scores, taus and failures."""

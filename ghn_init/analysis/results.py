@@ -35,9 +35,9 @@ class Result(ABC):
             GHNInitError: the extra `[plot]` is not installed.
         """
 
-    @abstractmethod
     def content(self) -> dict[str, Any]:
-        """The figures, as plain dictionaries, lists and numbers."""
+        """The figures, as plain dictionaries, lists and numbers; by default all of them."""
+        return dict(vars(self))
 
     def to_json(self) -> str:
         """The figures as JSON; what is unknown or not finite is null."""

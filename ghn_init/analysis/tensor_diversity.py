@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 _SHAPES = 3
 """Shapes that are compared by default, the most frequent ones."""
 
+_NAMED = 12
+"""Models that the table and the picture name."""
+
 Shape = tuple[int, ...]
 
 
@@ -39,7 +43,7 @@ class Diversity(Result):
     """Mean absolute cosine distances.
 
     Arguments:
-        models: how many.
+        models: their names.
         shapes: of the tensors.
         counts: tensors of each shape, by method.
         distances: mean over all pairs of tensors of one shape, by method, in the order of the
@@ -47,7 +51,7 @@ class Diversity(Result):
         matched: methods whose output channels were matched before comparing.
     """
 
-    models: int
+    models: tuple[str, ...]
     shapes: tuple[Shape, ...]
     counts: Mapping[str, tuple[int, ...]]
     distances: Mapping[str, tuple[float | None, ...]]
@@ -66,11 +70,17 @@ class Diversity(Result):
             for method, values in self.distances.items()
         ]
         header = ("method", *map(_label, self.shapes))
-        lines = [f"mean absolute cosine distance over {self.models} models (tensors)"]
+        lines = [f"mean absolute cosine distance over {self._named} (tensors)"]
         lines.append(text_table(header, rows))
         if self.matched:
             lines.append("* output channels of each pair matched (Hungarian method)")
         return "\n".join(lines)
+
+    @property
+    def _named(self) -> str:
+        more = len(self.models) - _NAMED
+        names = ", ".join(self.models[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        return f"{len(self.models)} models: {names}"
 
     def plot(self) -> Figure:
         """Bars: a group a shape, a bar a method."""
@@ -87,18 +97,9 @@ class Diversity(Result):
         axes.set_xticks(range(len(self.shapes)), [_label(shape) for shape in self.shapes])
         axes.set_ylabel("mean absolute cosine distance")
         axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(textwrap.fill(self._named, 100), fontsize=8)
         figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
         return figure
-
-    def content(self) -> dict[str, Any]:
-        """Distances and counts by method."""
-        return {
-            "models": self.models,
-            "shapes": self.shapes,
-            "counts": dict(self.counts),
-            "distances": dict(self.distances),
-            "matched": self.matched,
-        }
 
 
 def diversity(
@@ -151,7 +152,7 @@ def diversity(
                         found[method][tuple(param.shape)].append(param.detach().float().clone())
                 line.step(model=name, method=method)
     return Diversity(
-        len(models),
+        tuple(models),
         shapes,
         {m: tuple(len(found[m][s]) for s in shapes) for m in methods},
         {m: tuple(mean_distance(found[m][s], m in matched) for s in shapes) for m in methods},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ghn_init.cli.arguments import (
     Commands,
     Parser,
+    add_ghn,
     add_ghns,
     add_head,
     add_input_shape,
@@ -206,7 +207,7 @@ def _add_embed(commands: Commands) -> None:
     parser = commands.add_parser("embed", help="map architectures as a hypernetwork sees them")
     add_model(parser, several=True)
     add_num_classes(parser)
-    parser.add_argument("--ghn", required=True, metavar="CHECKPOINT", help="name or path")
+    add_ghn(parser)
     parser.add_argument(
         "--color", default="size", metavar="COLUMN",
         help="size (default), family, or a column of --table",
@@ -244,11 +245,12 @@ def _colors(options: argparse.Namespace) -> dict[str, Any]:
 def _add_rank(commands: Commands) -> None:
     parser = commands.add_parser("rank", help="Kendall's tau of what is known before training")
     add_model(parser, several=True)
-    add_num_classes(parser)
+    add_num_classes(parser, default="as many as the data has")
     parser.add_argument("--data", required=True, metavar="DIR", help="images by class")
     parser.add_argument(
-        "--table", required=True, metavar="FILE", help="CSV or JSON with the models' accuracies"
-    )
+        "--table", required=True, metavar="FILE", help="the models' accuracies: CSV with a header "
+        "and the models in its first column, or JSON: {model: accuracy}, {model: {column: value}}",
+    )  # fmt: skip
     parser.add_argument("--accuracy", metavar="COLUMN", help="default: the only one")
     parser.add_argument("--ghn", metavar="CHECKPOINT", help="adds the accuracy it predicts")
     parser.add_argument("--metrics", type=names, metavar="LIST", help="default: all six")
@@ -265,8 +267,11 @@ def _rank(options: argparse.Namespace) -> None:
     from ghn_init.analysis.measure.columns import as_numbers, column, read_columns
     from ghn_init.analysis.measure.proxies import PROXIES
     from ghn_init.analysis.ranking import rank
+    from ghn_init.images.items import find_items
 
     table = read_columns(options.table)
+    if options.num_classes is None:
+        options.num_classes = len(find_items(options.data, "train", bare=True).classes)
     result = rank(
         _lazy_models(options),
         as_numbers(column(table, options.accuracy, Path(options.table).name)),

@@ -23,9 +23,9 @@ def add_model(parser: Parser, several: bool = False) -> None:
     parser.add_argument("--library", choices=("timm", "torchvision"), help="default: timm first")
 
 
-def add_num_classes(parser: Parser) -> None:
+def add_num_classes(parser: Parser, default: str = "the model's own") -> None:
     """The number of outputs that a model is built with."""
-    parser.add_argument("--num-classes", type=int, metavar="N", help="default: the model's own")
+    parser.add_argument("--num-classes", type=int, metavar="N", help=f"default: {default}")
 
 
 def add_input_shape(parser: Parser) -> None:

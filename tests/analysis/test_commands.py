@@ -15,7 +15,7 @@ from torch import nn
 
 import ghn_init
 from ghn_init import GHNInitError
-from ghn_init.analysis import LazyModels, load_model
+from ghn_init.analysis import LazyModels, embedding, load_model
 from ghn_init.analysis import extra as extra
 from ghn_init.cli.analysis import add_parsers
 from ghn_init.models import create_model, short_name
@@ -138,6 +138,34 @@ def test_embed(zoo: str, checkpoint: str, tmp_path: Path,
         run("embed", *models, "--ghn", checkpoint, "--color", "top1")
 
 
+def test_embed_takes_the_default_checkpoint(
+    zoo: str, checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def load_default(arch: str) -> tuple[ghn_init.GHN, str]:
+        asked.append(arch)
+        return ghn_init.load_ghn(checkpoint), ""
+
+    monkeypatch.setattr(embedding, "load_default", load_default)
+    run("embed", f"{zoo}:small", f"{zoo}:wide")
+    assert asked == ["ghn3"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        *("model", "small", "wide"),
+    ]
+
+
+def test_diagnose_takes_methods_with_settings(
+    zoo: str, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("diagnose", f"{zoo}:small", "--input-shape", "3x16x16", "--ghn", checkpoint,
+        "--methods", "rand, ghn3:norms=predict,noise=0, ghn3-orth:orth_start=2")  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == [
+        *("rand", "ghn3:norms=predict,noise=0", "ghn3-orth:orth_start=2"),
+    ]
+
+
 def test_rank(zoo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("scipy")
     from PIL import Image
@@ -151,7 +179,7 @@ def test_rank(zoo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     (tmp_path / "t.json").write_text('{"small": 1, "wide": 2}')
     command = ["rank", f"{zoo}:small", f"{zoo}:wide", "--data", str(tmp_path / "images")]
     run(*command, "--table", str(tmp_path / "t.json"), "--metrics", "snip,synflow",
-        "--num-classes", "2", "--batch-size", "4")  # fmt: skip
+        "--batch-size", "4")  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["model", "accuracy", "snip", "synflow"]
     assert lines[-1].split()[:3] == ["Kendall's", "tau", "-"]

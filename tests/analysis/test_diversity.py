@@ -73,7 +73,7 @@ def test_methods_and_shapes() -> None:
     assert min(result.distances["rand"]) > 0.01
     assert json.loads(result.to_json())["distances"]["ghn3"] == list(result.distances["ghn3"])
     lines = result.table().splitlines()
-    assert lines[0] == "mean absolute cosine distance over 3 models (tensors)"
+    assert lines[0] == "mean absolute cosine distance over 3 models: 0, 1, 2 (tensors)"
     assert lines[3].startswith("rand*")
     pytest.importorskip("matplotlib")
     assert len(result.plot().axes[0].patches) == 9

@@ -13,7 +13,7 @@ from models import ConvNet
 from PIL import Image
 
 from ghn_init import GHN, GHNConfig, GHNInitError
-from ghn_init.analysis import folder_batch, rank
+from ghn_init.analysis import Ranking, folder_batch, rank
 from ghn_init.analysis.measure.columns import as_numbers, column, read_columns
 from ghn_init.analysis.ranking import kendall_tau
 
@@ -102,7 +102,27 @@ def test_ranking(images: Path) -> None:
     assert json.loads(result.to_json())["tau"]["snip"] == result.taus["snip"]
     assert result.table().splitlines()[-1].startswith("Kendall's tau")
     pytest.importorskip("matplotlib")
-    assert len(result.plot().axes) == 8
+    panels = result.plot().axes
+    assert len(panels) == 8
+    assert [text.get_text() for text in panels[0].texts] == list(models)
+
+
+def test_a_tau_over_some_of_the_models_says_so() -> None:
+    pytest.importorskip("matplotlib")
+    result = Ranking(
+        {"a": 1.0, "b": 2.0, "c": 3.0},
+        {"snip": {"a": 1.0, "b": 2.0, "c": 2.5}, "grasp": {"a": 1.0, "c": 2.0}},
+        {"snip": 1.0, "grasp": 1.0},
+        (("grasp", "b", "the score is not finite"),),
+    )
+    *_, failure, note = result.table().splitlines()
+    assert failure == "grasp, b: the score is not finite"
+    assert note == "note: tau of grasp is over 2 of 3 models"
+    titles = [panel.get_title() for panel in result.plot().axes]
+    assert titles == [
+        "snip: \N{GREEK SMALL LETTER TAU} = 1.00",
+        "grasp: \N{GREEK SMALL LETTER TAU} = 1.00 (2 of 3 models)",
+    ]
 
 
 def test_errors(images: Path, tmp_path: Path) -> None:
