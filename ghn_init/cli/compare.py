@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghn_init.cli.arguments import Commands, Parser, add_ghns, add_json, add_model, add_noise
+from ghn_init.errors import GHNInitError
 
 if TYPE_CHECKING:
     from ghn_init.compare.comparison import Comparison
@@ -97,16 +100,21 @@ def _add_points(parser: Parser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    from ghn_init.cli.options import from_options
     from ghn_init.compare.run import compare
+    from ghn_init.compare.settings import FineTuning
     from ghn_init.methods.variants import parse_methods
     from ghn_init.models import create_model, short_name
     from ghn_init.train.distributed import start
 
     methods = parse_methods(options.methods, noise=options.noise, orth_start=options.orth_start)
     points = _points(options)
+    if not 0 < options.epochs < math.inf:
+        raise GHNInitError(f"epochs is {options.epochs}: give a number above 0.")
+    how = from_options(FineTuning, options, steps=1 if options.steps is None else options.steps)
     with start(options.device) as world:
         data = _data(options, len(points) > 1, world.device)
-        how = _fine_tuning(options, len(data.train.labels))
+        how = _length(options, how, len(data.train.labels))
         classes = len(data.train.classes)
         result = compare(
             lambda seed: create_model(options.model, options.library, classes, seed)[0],
@@ -149,21 +157,17 @@ def _data(options: argparse.Namespace, choose: bool, device: Any) -> Split:
     )
 
 
-def _fine_tuning(options: argparse.Namespace, images: int) -> FineTuning:
-    from ghn_init.cli.options import from_options
-    from ghn_init.compare.settings import FineTuning
+def _length(options: argparse.Namespace, how: FineTuning, images: int) -> FineTuning:
+    """The budget for a number of images, on which the length of an epoch depends."""
     from ghn_init.images.batches import steps_per_epoch
 
-    if options.steps is None:
-        steps = options.epochs * steps_per_epoch(images, max(1, options.batch_size))
-        options.steps = round(steps)
-    return from_options(FineTuning, options)
+    if options.steps is not None:
+        return how
+    return replace(how, steps=round(options.epochs * steps_per_epoch(images, how.batch_size)))
 
 
 def _results_file(folder: Path | None) -> Path | None:
     """The file of the runs, in a folder that is made if need be."""
-    from ghn_init.errors import GHNInitError
-
     if folder is None:
         return None
     try:
@@ -176,7 +180,6 @@ def _results_file(folder: Path | None) -> Path | None:
 def _save(result: Comparison, folder: Path) -> None:
     """Draw the picture, or say why there is none; on stderr, beside the table or JSON."""
     from ghn_init.analysis.extra import plot_extra
-    from ghn_init.errors import GHNInitError
 
     try:
         plot_extra("matplotlib.figure")

@@ -107,6 +107,9 @@ class _Files(Dataset[tuple["Image", int]]):
         from PIL.ImageOps import exif_transpose
 
         with PIL.Image.open(self.files[index], formats=_FORMATS) as image:
+            limit = PIL.Image.MAX_IMAGE_PIXELS  # Pillow itself only warns, up to twice as many
+            if limit is not None and image.width * image.height > limit:
+                raise GHNInitError(f"it has {image.width} x {image.height} pixels")
             exif_transpose(image, in_place=True)  # upright, as photographs are shown
             return image.convert("RGB"), self.labels[index]
 

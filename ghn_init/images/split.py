@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -141,14 +142,12 @@ def load_split(
             fewer images than are asked for.
     """
     train, test = find_items(source, "train"), find_items(source, "test")
-    fit, held, tested = _choose(train, test, labels, validation, test_images, seed)
-    train_images, chosen, test_set = (
-        open_items(items.subset(rows), image_size, device, progress=progress) if len(rows) else None
-        for items, rows in ((train, fit), (train, held), (test, tested))
+    fit, held, tested = _parts(train, test, labels, validation, test_images, seed)
+    return Split(
+        open_items(fit, image_size, device, progress=progress),
+        open_items(held, image_size, device, progress=progress) if held else None,
+        open_items(tested, image_size, device, progress=progress),
     )
-    assert train_images is not None
-    assert test_set is not None
-    return Split(train_images, chosen, test_set)
 
 
 def split_images(
@@ -172,23 +171,16 @@ def split_images(
     Raises:
         GHNInitError: other classes in `test`, or fewer images than are asked for.
     """
-    fit, held, tested = _choose(train, test, labels, validation, test_images, seed)
-    chosen = train.subset(held) if len(held) else None
-    return Split(train.subset(fit), chosen, test.subset(tested))
+    return Split(*_parts(train, test, labels, validation, test_images, seed))
 
 
-def _choose(
-    train: Images | Items,
-    test: Images | Items,
-    labels: int,
-    validation: int,
-    test_images: int,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows to train on, to choose on and to test on; the former as even over the classes as can be.
+_Some = TypeVar("_Some", Images, Items)
 
-    See `split_images`.
-    """
+
+def _parts(
+    train: _Some, test: _Some, labels: int, validation: int, test_images: int, seed: int
+) -> tuple[_Some, _Some | None, _Some]:
+    """Images to train on, to choose on and to test on, as `split_images` has them."""
     if train.classes != test.classes:
         other = sorted(set(train.classes) ^ set(test.classes))[:5]
         raise GHNInitError(
@@ -207,10 +199,10 @@ def _choose(
     order = _balanced_order(train.labels.cpu(), seed)
     held = order[labels : labels + validation] if labels else order[:validation]
     fit = order[:labels] if labels else order[validation:]
-    if test_images in (0, tests):
-        return fit, held, torch.arange(tests)
-    tested = torch.randperm(tests, generator=torch_generator("tested images"))[:test_images]
-    return fit, held, tested
+    if 0 < test_images < tests:
+        chosen = torch.randperm(tests, generator=torch_generator("tested images"))[:test_images]
+        test = test.subset(chosen)
+    return train.subset(fit), train.subset(held) if len(held) else None, test
 
 
 def _balanced_order(labels: Tensor, seed: int) -> Tensor:
