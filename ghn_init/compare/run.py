@@ -80,7 +80,7 @@ def compare(
     variants, points = different_methods(methods), tuple(dict.fromkeys(points))
     for variant in variants:
         refuse_needy(variant.method)
-    _check_plan(data, points, seeds)
+    _check_plan(data, points, seeds, reach)
     hypernetworks = _hypernetworks(variants, ghn)
     memory_format = runnable_format(lambda: build(0), data.train, how)
     _check_precision(build(0), data, how)
@@ -208,7 +208,10 @@ def example_inputs(data: Split) -> Tensor:
     return torch.empty(2, 3, size, size, device="meta")
 
 
-def _check_plan(data: Split, points: tuple[Point, ...], seeds: int) -> None:
+def _check_plan(data: Split, points: tuple[Point, ...], seeds: int, reach: Sequence[float]) -> None:
+    outside = [value for value in reach if not 0 <= value <= 100]
+    if outside:
+        raise GHNInitError(f"reach is {outside[0]:g}: give accuracies from 0 to 100 per cent.")
     if seeds < 1:
         raise GHNInitError(f"seeds is {seeds}: give 1 or more.")
     if not points:

@@ -86,6 +86,18 @@ def test_epochs(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["--methods", "rand", "--device", "nonsense"], "cannot compute on 'nonsense'"),
         (["--methods", "rand", "--data", "nowhere"], "there is no folder nowhere: give"),
         (["--methods", "rand", "--lr", "-1"], "lr is -1.0: give more than 0"),
+        (["--methods", "rand", "--lr", "nan"], "lr is nan: give more than 0"),
+        (["--methods", "rand", "--weight-decay", "-1"], "weight_decay is -1.0: give 0 or more"),
+        (["--methods", "rand", "--clip", "-1"], "clip is -1.0: give 0 or more"),
+        (["--methods", "rand", "--batch-size", "0"], "batch_size is 0: give 1 or more"),
+        (["--methods", "rand", "--steps", "0"], "steps is 0: give 1 or more"),
+        (["--methods", "rand", "--eval-every", "-1"], "eval_every is -1: give 0 or more"),
+        (["--methods", "rand", "--image-size", "0"], "the image size is 0: give 1 or more"),
+        (["--methods", "rand", "--labels", "-1"], "give smaller numbers from 0 up"),
+        (["--methods", "rand", "--val", "-1", "--lr", "1", "2"], "give smaller numbers from 0"),
+        (["--methods", "rand", "--test-images", "-1"], "-1 test images are asked for"),
+        (["--methods", "rand", "--seeds", "0"], "seeds is 0: give 1 or more"),
+        (["--methods", "rand", "--reach", "nan"], "reach is nan: give accuracies from 0 to 100"),
         (["--methods", "rand", "--optimizer", "magic"], "optimizer is 'magic'"),
         (["--methods", "rand", "--library", "timm", "--out", "FILE/x"], "cannot use the folder"),
     ],
@@ -100,3 +112,12 @@ def test_errors_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", "inf", "nan"])
+def test_epochs_that_are_none(
+    epochs: str, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = command[: command.index("--steps")]
+    assert main([*command, "--methods", "rand", "--epochs", epochs]) == 1
+    assert f"epochs is {float(epochs)}: give a number above 0" in capsys.readouterr().err
