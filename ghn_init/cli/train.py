@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def _run(options: argparse.Namespace) -> None:
     from ghn_init.train.distributed import start
     from ghn_init.train.loop import train
 
+    if options.threads is None and "OMP_NUM_THREADS" not in os.environ:
+        options.threads = 0
     schedule = from_options(Schedule, options)
     with start(options.device) as world:
         if options.precision is None:

@@ -27,6 +27,10 @@ _WIDE = 64
 """Hidden sizes above this have 16 attention heads, the others 8 (GHN-3 paper, Table 1)."""
 
 
+_TINY = 16
+"""Below this size, the last layers of some networks see a single position of an image."""
+
+
 @dataclass(frozen=True)
 class Widths:
     """How wide training networks are drawn (GHN-2 paper, Appendix A: wider where they are small).
@@ -106,7 +110,7 @@ class TrainConfig:
     nets: str
     data: str
     steps: Count
-    image_size: Count = 32
+    image_size: Annotated[int, Range(8)] = 32
     holdout: Whole = 0
     space: Annotated[str, OneOf(SPACES)] = "deepnets"
     share: Share = 0.5
@@ -141,6 +145,10 @@ class TrainConfig:
         """Raises `GHNInitError` for values that no run can have."""
         check(self)
         self.ghn(num_classes=2)  # which checks that its sizes go together
+        if self.batch_size == 1 and self.image_size < _TINY:
+            raise GHNInitError(
+                f"batch_size is 1: batch normalization needs more of images below {_TINY} pixels."
+            )
 
     def ghn(self, num_classes: int) -> GHNConfig:
         """The configuration of the hypernetwork: its decoder is as wide as the paper's."""
@@ -175,6 +183,10 @@ class Schedule:
         save_every: steps between two checkpoints.
         log_every: steps between two lines of metrics.
         workers: processes that build networks ahead; 0: the training process itself.
+        threads: of each process on the CPU, which may change the last digits; 0: as many as the
+            run began with, and at first all cores, or one where that is faster now, measured. By
+            default torch's own setting is left alone (on the command line: 0, unless the
+            environment sets OMP_NUM_THREADS).
         profile: wait for the GPU after each part of a step, so that their shares are exact.
         quiet: show no progress bar.
     """
@@ -182,6 +194,7 @@ class Schedule:
     save_every: Count = 250
     log_every: Count = 10
     workers: Whole = 0
+    threads: Whole | None = None
     profile: bool = False
     quiet: bool = False
 

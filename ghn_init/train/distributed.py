@@ -40,8 +40,15 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with _together():
+                dist.all_reduce(tensor)
         return tensor
+
+    def any(self, asked: bool) -> bool:
+        """Whether it is true in one of the processes."""
+        if self.size == 1:
+            return asked
+        return bool(self.sum(torch.tensor(float(asked), device=self.device)) > 0)
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Sum the gradients of a model over all processes, as one tensor."""
@@ -56,8 +63,9 @@ class World:
     def broadcast(self, model: nn.Module) -> None:
         """Give all processes the weights of the main one."""
         if self.size > 1:
-            for tensor in model.state_dict().values():
-                dist.broadcast(tensor, src=0)
+            with _together():
+                for tensor in model.state_dict().values():
+                    dist.broadcast(tensor, src=0)
 
     def check_same(self, model: nn.Module) -> None:
         """Raises `GHNInitError` where the processes do not hold the same weights.
@@ -68,14 +76,16 @@ class World:
             return
         own = torch.stack([p.detach().double().sum() for p in model.parameters()])
         spread = torch.cat([own, -own])
-        dist.all_reduce(spread, op=dist.ReduceOp.MAX)
+        with _together():
+            dist.all_reduce(spread, op=dist.ReduceOp.MAX)
         if (spread[: len(own)] + spread[len(own) :]).abs().max() > 0:
             raise GHNInitError("the processes hold different weights. Resume the run.")
 
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
-            dist.barrier()
+            with _together():
+                dist.barrier()
 
 
 @contextlib.contextmanager
@@ -100,9 +110,21 @@ def start(device: str | None = None) -> Iterator[World]:
     except (RuntimeError, AssertionError) as error:
         raise GHNInitError(f"cannot compute on {kind!r}: {str(error).splitlines()[0]}.") from error
     if size > 1:
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        with _together():
+            dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    yield World(rank, size, where)
+    if size > 1:  # not after an error: closing waits for processes that may be gone
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """What all processes do in the block fails where one of them has ended."""
     try:
-        yield World(rank, size, where)
-    finally:
-        if size > 1:
-            dist.destroy_process_group()
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise GHNInitError(
+            f"another process of this run has ended, or cannot be reached ({reason:.120}). The "
+            "same command goes on from the last checkpoint."
+        ) from error

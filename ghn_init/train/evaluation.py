@@ -89,7 +89,7 @@ def evaluate(
             f"the hypernetwork predicts {ghn.config.num_classes} classes, and the images have "
             f"{len(images.classes)}."
         )
-    key = {"split": split, "ghn": _digest(ghn), **vars(how), **_images_key(images)}
+    key = {"split": split, "ghn": _digest(ghn), **vars(how), **images_key(images)}
     key.pop("quiet")
     names = ("evaluation", "accuracies")
     file = ResultsFile(results, key, lambda row: [float(value) for value in row], list, names)
@@ -147,7 +147,7 @@ def _digest(ghn: GHN) -> float:
     return sum(float(p.detach().double().abs().sum()) for p in ghn.parameters())
 
 
-def _images_key(images: Images) -> dict[str, int]:
+def images_key(images: Images) -> dict[str, int]:
     """Tells sets of images apart: their number, size, and labels in their order."""
     order = torch.arange(1, len(images.labels) + 1)
     labels = int((images.labels.cpu() * order).sum())

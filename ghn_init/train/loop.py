@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ghn_init.errors import GHNInitError
-from ghn_init.images.batches import Images
 from ghn_init.images.split import load_images
 from ghn_init.schedule import warmup_cosine
 from ghn_init.train.config import TRAIN_SPLITS, Schedule, TrainConfig
 from ghn_init.train.distributed import World
 from ghn_init.train.init import initialize, parameter_groups
+from ghn_init.train.interruption import Interruption
 from ghn_init.train.logging import Logger
 from ghn_init.train.networks.nets import Net, TargetNetwork, load_nets
 from ghn_init.train.sampling import MetaBatches
-from ghn_init.train.state import RunFolder, State
-from ghn_init.train.step import Timer, gradients
+from ghn_init.train.state import RunFolder, State, trained_on
+from ghn_init.train.step import Timer, Totals, gradients
+from ghn_init.train.threads import available, choose
 
 
 def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | None = None) -> Path:
     """Train a hypernetwork, or go on where the run in `out` was stopped.
+
+    SIGINT and SIGTERM end the run after the step that it is in. It is saved, and then the signal
+    does what it usually does.
 
     Arguments:
         config: the run.
@@ -35,62 +42,164 @@ def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | Non
     Returns: the hypernetwork's file.
 
     Raises:
-        GHNInitError: architectures or images cannot be read, `out` holds another run or cannot be
-            written, or the loss stays infinite.
+        GHNInitError: architectures or images cannot be read, `out` holds another run, is in use or
+            cannot be written, another process has ended, or the loss stays infinite.
     """
-    schedule = schedule or Schedule()
     if config.meta_batch < world.size:
-        raise GHNInitError(f"--meta-batch must be at least {world.size}, one for each process.")
+        raise GHNInitError(f"meta_batch must be at least {world.size}, one for each process.")
     folder = RunFolder(out, config)
-    if world.is_main:
-        folder.open()
-    quiet = schedule.quiet or not world.is_main
-    images = load_images(
-        config.data, "train", config.image_size, config.holdout, world.device, progress=not quiet
-    )
-    ghn = initialize(config, len(images.classes)).to(world.device)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(ghn, config), config.lr, weight_decay=config.weight_decay, fused=True
-    )
-    world.wait()
-    state = folder.load(ghn, optimizer, world.device)
-    world.broadcast(ghn)
-    if world.is_main:
-        folder.cut_metrics(state.step)
-
-    start, before = time.monotonic(), state.seconds
-    timer = Timer(world.device, schedule.profile)
-    batches = images.train_batches(
-        config.images_per_step, config.seed, state.step, config.steps, config.augment
-    )
-    meta_batches = _meta_batches(config, images, world, state, schedule)
-    with Logger(folder, config, state, schedule.log_every, quiet) as logger:
-        while state.step < config.steps:
-            with timer.part("data"):
-                batch = next(batches)
-            with timer.part("build"):
-                networks = next(meta_batches)
-            lr = learning_rate(config, state.step)
-            totals = gradients(ghn, networks, batch, config, state.step, timer)
-            with timer.part("update"):
-                world.sum_gradients(ghn)
-                world.sum(totals.values)
-                norm = torch.nn.utils.clip_grad_norm_(ghn.parameters(), config.clip)
-                finite = totals.finite and bool(torch.isfinite(norm))
-                if finite:
-                    _set_learning_rate(optimizer, lr)
-                    optimizer.step()
-                optimizer.zero_grad()
-            _count(state, finite, config)
-            state.seconds = before + time.monotonic() - start
-            if world.is_main:
-                logger.step(totals, lr, norm, finite, timer)
-            if state.step % schedule.save_every == 0 or state.step == config.steps:
-                world.check_same(ghn)
-                if world.is_main:
-                    folder.save(state, ghn, optimizer, ghn.config)
-    world.wait()
+    with folder.in_use() if world.is_main else contextlib.nullcontext():
+        trainer = Trainer(config, folder, world, schedule or Schedule())
+        interruption = trainer.run()
+        stopped = trainer.state.step
+        del trainer  # and its workers
+    if interruption is not None:
+        if world.is_main:
+            print(
+                f"stopped after step {stopped} of {config.steps}, which is saved in {out}. The "
+                "same command goes on from there.",
+                file=sys.stderr,
+            )
+        interruption.deliver()
     return folder.ghn_file
+
+
+class Trainer:
+    """Everything that a run needs, at the step where it was saved last.
+
+    Arguments:
+        config: the run.
+        folder: of the run; the main process uses it.
+        world: the processes that take part.
+        schedule: see there.
+    """
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, world: World, schedule: Schedule
+    ) -> None:
+        self.config, self.folder, self.world, self.schedule = config, folder, world, schedule
+        self.quiet = schedule.quiet or not world.is_main
+        self.nets: list[Net] = []
+        for space in config.space.split(","):
+            self.nets += load_nets(Path(config.nets), TRAIN_SPLITS[space], config.num_nets)
+        self.images = load_images(
+            config.data,
+            "train",
+            config.image_size,
+            config.holdout,
+            world.device,
+            progress=not self.quiet,
+        )
+        self.data = trained_on(self.images, self.nets)
+        self.ghn = initialize(config, len(self.images.classes)).to(world.device)
+        groups = parameter_groups(self.ghn, config)
+        self.optimizer = torch.optim.AdamW(
+            groups, config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.timer = Timer(world.device, schedule.profile)
+        world.wait()  # the main process has checked the folder
+        self.state = folder.load(self.ghn, self.optimizer, world.device, self.data)
+        world.broadcast(self.ghn)
+        self._set_threads()
+
+    def run(self) -> Interruption | None:
+        """All steps that are left; the interruption that ended them early, if there was one."""
+        config, state, timer = self.config, self.state, self.timer
+        if self.world.is_main:
+            self._go_on()
+        start, before = time.monotonic(), state.seconds
+        batches = self.images.train_batches(
+            config.images_per_step, config.seed, state.step, config.steps, config.augment
+        )
+        meta_batches = self._meta_batches()
+        logger = Logger(self.folder, config, state, self.schedule.log_every, self.quiet)
+        with Interruption(self.quiet) as interruption, logger:
+            while state.step < config.steps:
+                with timer.part("data"):
+                    batch = next(batches)
+                with timer.part("build"):
+                    networks = next(meta_batches)
+                lr = learning_rate(config, state.step)
+                totals = gradients(self.ghn, networks, batch, config, state.step, timer)
+                with timer.part("update"):
+                    norm, finite = self._update(totals, lr)
+                _count(state, finite, config)
+                state.seconds = before + time.monotonic() - start
+                if self.world.is_main:
+                    logger.step(totals, lr, norm, finite, timer)
+                stopping = self.world.any(interruption.asked)
+                every = state.step % self.schedule.save_every == 0
+                if every or stopping or state.step == config.steps:
+                    self._save()
+                if stopping:
+                    return interruption
+        self.world.wait()
+        return None
+
+    def _update(self, totals: Totals, lr: float) -> tuple[Tensor, bool]:
+        """Change the weights, unless something is not finite.
+
+        Returns: the norm of the gradient, and whether loss and gradient were finite.
+        """
+        self.world.sum_gradients(self.ghn)
+        self.world.sum(totals.values)
+        norm = torch.nn.utils.clip_grad_norm_(self.ghn.parameters(), self.config.clip)
+        finite = totals.finite and bool(torch.isfinite(norm))
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr * group["lr_factor"]
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm, finite
+
+    def _save(self) -> None:
+        self.world.check_same(self.ghn)
+        if self.world.is_main:
+            self.folder.save(self.state, self.ghn, self.optimizer, self.data)
+
+    def _go_on(self) -> None:
+        """Bring the files to the step that was saved last, and say which it is."""
+        step = self.state.step
+        self.folder.publish(self.state, self.ghn)
+        dropped = self.folder.cut_metrics(step)
+        if self.quiet:
+            return
+        if step:
+            print(f"going on after step {step} of {self.config.steps}", file=sys.stderr)
+        if dropped:
+            print(f"metrics of steps that were not saved are dropped: {dropped} lines behind step "
+                  f"{step}", file=sys.stderr)  # fmt: skip
+
+    def _set_threads(self) -> None:
+        """The number that is asked for, or that the run began with, or that is faster now."""
+        wanted = self.schedule.threads
+        if wanted is None or self.world.device.type != "cpu":
+            return
+        self.state.threads = threads = wanted or self.state.threads or choose()
+        torch.set_num_threads(threads)
+        if not self.quiet:
+            print(f"computing with {threads} of {available()} threads (--threads)", file=sys.stderr)
+
+    def _meta_batches(self) -> Iterator[list[tuple[int, TargetNetwork]]]:
+        """The networks of every step that is left, built ahead where there are workers."""
+        config = self.config
+        dataset = MetaBatches(
+            self.nets,
+            config.meta_batch,
+            config.widths,
+            config.seed,
+            len(self.images.classes),
+            config.image_size,
+            config.dropout,
+            self.world.rank,
+            self.world.size,
+            config.curriculum,
+            config.rare_share,
+            config.share,
+        )
+        steps = range(self.state.step, config.steps)
+        workers = self.schedule.workers
+        return iter(DataLoader(dataset, None, sampler=steps, num_workers=workers, collate_fn=list))
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -98,37 +207,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     if config.cooldown and step >= config.warmup:
         return config.lr * min(1.0, (config.steps - step) / config.cooldown)
     return warmup_cosine(config.lr, step, config.steps, config.warmup)
-
-
-def _meta_batches(
-    config: TrainConfig, images: Images, world: World, state: State, schedule: Schedule
-) -> Iterator[list[tuple[int, TargetNetwork]]]:
-    """The networks of every step that is left, built ahead where there are workers."""
-    nets: list[Net] = []
-    for space in config.space.split(","):
-        nets += load_nets(Path(config.nets), TRAIN_SPLITS[space], config.num_nets)
-    dataset = MetaBatches(
-        nets,
-        config.meta_batch,
-        config.widths,
-        config.seed,
-        len(images.classes),
-        config.image_size,
-        config.dropout,
-        world.rank,
-        world.size,
-        config.curriculum,
-        config.rare_share,
-        config.share,
-    )
-    steps = range(state.step, config.steps)
-    workers = schedule.workers
-    return iter(DataLoader(dataset, None, sampler=steps, num_workers=workers, collate_fn=list))
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
 
 
 def _count(state: State, finite: bool, config: TrainConfig) -> None:
@@ -139,6 +217,6 @@ def _count(state: State, finite: bool, config: TrainConfig) -> None:
     if state.failures >= config.patience:
         raise GHNInitError(
             f"the loss was not finite in {state.failures} steps in a row, the last one step "
-            f"{state.step}. Resume from the last checkpoint with a smaller --lr in another --out, "
-            "or with --precision fp32."
+            f"{state.step}. Go on from the last checkpoint with --precision fp32, or give a "
+            "smaller --lr and another --out."
         )

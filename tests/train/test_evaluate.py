@@ -84,4 +84,4 @@ def test_from_architectures_to_accuracies(
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["--nets", "x", "--data", "y", "--max-steps", "1", "--out", str(tmp_path)]
     assert main(["train", "run", *arguments, "--device", "cpu"]) == 1
-    assert capsys.readouterr().err.startswith("ghn-init: there is no folder y")
+    assert capsys.readouterr().err.startswith("ghn-init: there are no train architectures in x")

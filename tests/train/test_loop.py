@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,14 +14,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import ALONE, ENVIRONMENT, OFTEN, command, metrics, same, weights
 
 from ghn_init import GHNInitError, load_ghn
 from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.images import load_images
 from ghn_init.loading import convert
 from ghn_init.train import loop
-from ghn_init.train.config import Schedule, TrainConfig, from_json
-from ghn_init.train.distributed import World, start
+from ghn_init.train.config import TrainConfig, from_json
+from ghn_init.train.distributed import start
 from ghn_init.train.init import initialize, parameter_groups
 from ghn_init.train.loop import learning_rate, train
 from ghn_init.train.networks.nets import load_nets
@@ -32,24 +31,6 @@ from ghn_init.train.step import Timer, Totals, gradients
 from ghn_init.weights.tiling import repeated_all
 
 MakeConfig = Callable[..., TrainConfig]
-ALONE = World(0, 1, torch.device("cpu"))
-OFTEN = Schedule(save_every=1, log_every=1, quiet=True)
-
-
-def metrics(folder: Path, count: int | None = None) -> list[dict[str, Any]]:
-    """The first lines of a run's metrics, without what depends on the machine."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()[:count]
-    volatile = ("seconds", "steps_per_second", "shares")
-    return [{k: v for k, v in json.loads(line).items() if k not in volatile} for line in lines]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_ghn(folder / "ghn.safetensors").state_dict()
-
-
-def same(a: Path, b: Path) -> bool:
-    one, two = weights(a), weights(b)
-    return metrics(a) == metrics(b) and all(torch.equal(one[name], two[name]) for name in two)
 
 
 def meta_batch(config: TrainConfig, classes: int = 2) -> MetaBatches:
@@ -219,24 +200,6 @@ def test_impossible_runs_are_refused(
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(GHNInitError, match="cannot compute on"), start("nonsense"):
         pass
-
-
-def command(config: TrainConfig, out: Path, *more: str) -> list[str]:
-    """The arguments of `ghn-init train run` for a configuration."""
-    widths = config.widths
-    return [
-        *("run", "--nets", config.nets, "--data", config.data, "--out", str(out)),
-        *("--max-steps", str(config.steps), "--hidden-size", str(config.hidden_size)),
-        *("--layers", str(config.layers), "--meta-batch", str(config.meta_batch)),
-        *("--batch-size", str(config.batch_size), "--warmup", str(config.warmup)),
-        *("--dropout", str(config.dropout), "--max-params", str(widths.max_params)),
-        *("--channels", *map(str, widths.channels), "--fc-dims", *map(str, widths.fc_dims)),
-        *("--seed", str(config.seed), "--device", "cpu", "--log-every", "1"),
-        *("--save-every", "1", *more),
-    ]
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(

@@ -151,6 +151,15 @@ def test_module_and_network_compute_the_same() -> None:
     torch.testing.assert_close(module(images), network(images, params))
 
 
+@pytest.mark.parametrize("size", [8, 15, 28, 33, 100])
+def test_networks_take_images_of_any_size(size: int) -> None:
+    for index in range(12):
+        network = Network(sample("train", index).resized(8, 16), 10, size)
+        params = network.random_params(torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            assert network(torch.randn(2, 3, size, size), params).isfinite().all()
+
+
 def test_nothing_is_allocated() -> None:
     network = Network(sample("wide", 0))
     assert all(p.device.type == "meta" for p in network.module().parameters())

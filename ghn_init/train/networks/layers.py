@@ -266,5 +266,10 @@ def to_image(x: Tensor) -> Tensor:
 
 
 def shifted(x: Tensor) -> Tensor:
-    """Without the first row and column: the second half of a factorized reduction."""
-    return x[:, :, 1:, 1:]
+    """Without the first row and column: the second half of a factorized reduction.
+
+    Its strided convolution then reads every other position from the second one on. For images of
+    an odd size a row and a column of zeros is added, so that both halves come out as large.
+    """
+    odd = x.shape[-1] % 2
+    return F.pad(x[:, :, 1:, 1:], (0, odd, 0, odd)) if odd else x[:, :, 1:, 1:]
