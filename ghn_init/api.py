@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
@@ -19,7 +21,7 @@ from ghn_init.hypernetwork.encoding import class_tokens
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.loading.load import load_default, load_ghn
-from ghn_init.loading.writing import write
+from ghn_init.loading.writing import write_state
 from ghn_init.methods.kept import HEADS, kept_head, kept_parameters
 from ghn_init.methods.method import Job, Method
 from ghn_init.methods.registry import METHODS
@@ -27,7 +29,7 @@ from ghn_init.methods.values import new_values, post_processing
 from ghn_init.methods.variants import Variant, parse_method
 from ghn_init.report import Report
 from ghn_init.version import __version__
-from ghn_init.weights.assignment import assign, check_writable
+from ghn_init.weights.assignment import assign
 from ghn_init.weights.postprocess import (
     PostProcessed,
     PostProcessing,
@@ -135,7 +137,8 @@ def apply(
     Without `-orth` every convolution and linear weight but the classifier gets the noise; with
     it, those from L on get the noise and the orthogonal step, and earlier ones stay as predicted.
     What no primitive fits is left, and named in the report. A model on the meta device is given
-    memory where the hypernetwork computes.
+    memory where the hypernetwork computes, and what is not predicted of it its own initialization,
+    which takes as long as building it on a real device.
 
     Returns: the same model.
 
@@ -150,8 +153,10 @@ def apply(
     if variant.method.values is None:
         reason = f"method {variant.method.name} leaves the model's own initialization"
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        report = Report(type(model).__name__, variant.method.name, seed, shapes,
-                        left=dict.fromkeys(shapes, reason))  # fmt: skip
+        left, notes = dict.fromkeys(shapes, reason), assign(model, {}, seed)
+        report = Report(
+            type(model).__name__, variant.method.name, seed, shapes, left=left, notes=notes
+        )
         return (model, report) if return_report else model
     hypernetwork, warning = _hypernetwork(variant.method, ghn, device)
     graph = trace(model, example_inputs)
@@ -168,9 +173,8 @@ def apply(
     steps = post_processing(variant, hypernetwork)
     values, processed = new_values(job, variant.method, steps)
     tensors = values | processed.tensors
-    check_writable(model, tensors)
-    assign(model, tensors, seed)
-    report = _report(job, variant.method, steps, kept, values, processed, warning)
+    notes = (*([warning] if warning else []), *assign(model, tensors, seed))
+    report = _report(job, variant.method, steps, kept, values, processed, notes)
     return (model, report) if return_report else model
 
 
@@ -232,7 +236,9 @@ def export(
 
     The file loads with `safetensors.torch.load_model` and with `load_state_dict(strict=True)`.
     Its metadata names the model, method, checkpoint (with its sha256), seed and package version.
-    It is replaced whole or not at all.
+    It is replaced whole or not at all. As with `safetensors.torch.save_model`, tied tensors are
+    stored once: then it loads with `load_model` only. What safetensors cannot hold (extra state,
+    sparse buffers) is not in the file, with a warning: then it loads with `strict=False`.
 
     Arguments:
         model: the model; it is initialized in place.
@@ -259,7 +265,14 @@ def export(
             "seed": str(report.seed),
             "ghn_init_version": __version__,
         }
-        write(temporary, model.state_dict(), metadata)
+        missing = write_state(temporary, model.state_dict(), metadata)
+    if missing:
+        note = (
+            f"{', '.join(missing)}: not in the file, as safetensors holds dense tensors only; load "
+            "it with strict=False"
+        )
+        warnings.warn(note, stacklevel=2)
+        report = replace(report, notes=(*report.notes, note))
     return report
 
 
@@ -330,7 +343,7 @@ def _report(
     kept: Mapping[str, str],
     values: Mapping[str, Tensor],
     processed: PostProcessed,
-    warning: str,
+    notes: tuple[str, ...],
 ) -> Report:
     graph, ghn = job.graph, job.hypernetwork
     otherwise = f"kept by method {method.name}"
@@ -349,7 +362,7 @@ def _report(
         postprocessed=tuple(processed.tensors),
         left={name: kept.get(name, otherwise) for name in graph.shapes if name not in values},
         rank_deficient=processed.rank_deficient,
-        notes=(*([warning] if warning else []), *graph.notes, *_token_notes(job, values)),
+        notes=(*notes, *graph.notes, *_token_notes(job, values)),
     )
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ghn_init.errors import GHNInitError
+from ghn_init.graph.isolation import isolated_rng
 
 LIBRARIES = ("timm", "torchvision")
+
+_FILE = "ghn_init_model_file_"
+"""What the names of modules begin with that are model files."""
+
+_NEIGHBORS: dict[str, str] = {}
+"""Modules that model files have imported from their own folder, and the folder."""
 
 
 def create_model(
@@ -32,7 +40,8 @@ def create_model(
     Arguments:
         name: as in `timm.list_models()` or `torchvision.models.list_models()`; a name that both
             have is taken from timm. Or `path/to/file.py:factory`, a function or class in a Python
-            file that gives a model when it is called. The file is run: use only what you trust.
+            file that gives a model when it is called. The file is run, and may import the files
+            beside it: use only what you trust.
         library: `"timm"` or `"torchvision"`, to ask one of them only; not for a file.
         num_classes: outputs of the classification layer; given to a factory as `num_classes=`.
             Default: the library's (1000 mostly) or the factory's.
@@ -103,15 +112,39 @@ def short_name(name: str) -> str:
 
 
 def _from_file(path: str, factory: str, keywords: dict[str, Any]) -> nn.Module:
-    model = getattr(_module(path), factory)(**keywords)
+    with _importing_from(os.path.dirname(os.path.realpath(path))):
+        model = getattr(_module(path), factory)(**keywords)
     if not isinstance(model, nn.Module):
         raise TypeError(f"it gives a {type(model).__name__}, and must return a torch.nn.Module")
     return model
 
 
+@contextlib.contextmanager
+def _importing_from(folder: str) -> Iterator[None]:
+    """Let a model file import the files beside it, as it could if Python ran it.
+
+    A name that files of another folder have imported before is looked up anew.
+    """
+    for name in [name for name, origin in _NEIGHBORS.items() if origin != folder]:
+        sys.modules.pop(name, None)
+        del _NEIGHBORS[name]
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the file has removed it
+            sys.path.remove(folder)
+        for name in sys.modules.keys() - before:
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if not name.startswith(_FILE) and os.path.realpath(file).startswith(folder + os.sep):
+                _NEIGHBORS[name] = folder
+
+
 def _module(path: str) -> Any:
     """The Python file as a module; run once."""
-    name = f"ghn_init_model_file_{abs(hash(Path(path).resolve()))}"
+    name = f"{_FILE}{abs(hash(Path(path).resolve()))}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -128,10 +161,11 @@ def _module(path: str) -> Any:
 
 
 def _build(build: Callable[[], nn.Module], what: str, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+    with isolated_rng(seed):
         try:
             return build()
-        except Exception as error:  # whatever a library's builder raises
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except (Exception, SystemExit) as error:  # whatever a library or a user's file raises
+            kind = type(error).__name__
+            reason = (str(error).splitlines() or [kind])[0]
+            reason = f"{kind}: {reason}" if isinstance(error, SystemExit) else reason
             raise GHNInitError(f"{what} cannot be built: {reason}") from error

@@ -12,7 +12,7 @@ from test_apply import equal, seeded, state
 from torch import Tensor, nn
 
 import ghn_init
-from ghn_init import GHN, GHNConfig, GHNInitError
+from ghn_init import GHN, GHNConfig
 
 
 def ops(graph: ghn_init.Graph) -> list[str]:
@@ -187,34 +187,6 @@ def test_distributed_data_parallel(tmp_path) -> None:
         assert equal(state(model.module), state(ghn_init.apply(ConvNet(), ghn=seeded())))
     finally:
         torch.distributed.destroy_process_group()
-
-
-def test_models_on_meta_are_given_memory() -> None:
-    with torch.device("meta"):
-        model = ConvNet(classes=7)
-    ghn = seeded()
-    a = ghn_init.apply(model, ghn=ghn)
-    with torch.device("meta"):  # as somebody might leave it on, by torch.set_default_device
-        b = ghn_init.apply(ConvNet(classes=7), ghn=ghn)
-    assert a is model
-    assert not any(t.is_meta for t in model.state_dict().values())
-    assert equal(state(a), state(b))  # the head's own initialization is seeded, too
-    assert model.norm.running_var.eq(1).all()
-    assert torch.isfinite(model(torch.ones(2, 3, 8, 8))).all()
-
-    class Bare(ConvNet):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(10))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * self.scale
-
-    with torch.device("meta"):
-        model = Bare()
-    with pytest.raises(GHNInitError, match="scale is on the meta device"):
-        ghn_init.apply(model, ghn=seeded())
-    assert all(p.is_meta for p in model.parameters())
 
 
 def test_frozen_parameters_can_be_included() -> None:

@@ -143,7 +143,7 @@ def test_gated_network_is_the_sequential_one() -> None:
 @pytest.mark.parametrize("config", [GHN3, GHN2])
 @pytest.mark.parametrize("size", [(16, 3, 3, 3), (5, 16, 1, 1), (4, 4, 2, 5), (8, 1, 11, 11)])
 def test_decoder_cuts_before_it_computes(config: GHNConfig, size: tuple[int, ...]) -> None:
-    """The selected rows give what cutting the full tensor gives (spec, section 6)."""
+    """The selected rows give what cutting the full tensor gives."""
     decoder, d, s, c = make(config).decoder, 16, 11, config.channels
     x = torch.randn(3, d, generator=torch.Generator().manual_seed(2))
     out, in_, h, w = size

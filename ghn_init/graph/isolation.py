@@ -7,6 +7,7 @@ import gc
 import logging
 import random
 import sys
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -40,19 +41,39 @@ def untouched(model: nn.Module, training: bool) -> Iterator[None]:
                 container.update(content)
 
 
+_PROCESS = threading.RLock()
+
+
 @contextlib.contextmanager
-def isolated_rng() -> Iterator[None]:
-    """Make the same random choices on every trace (some forwards flip coins), and restore."""
+def one_at_a_time() -> Iterator[None]:
+    """Keep other threads of ours from settings of the whole process that are changed for a while.
+
+    Two threads that save and restore one setting side by side leave it changed: the second one
+    saves what the first one has set.
+    """
+    with _PROCESS:
+        yield
+
+
+@contextlib.contextmanager
+def isolated_rng(seed: int = 0) -> Iterator[None]:
+    """Make the same random choices every time (some forwards flip coins), and restore."""
+    with one_at_a_time(), _restored_generators():
+        random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if numpy := sys.modules.get("numpy"):
+            numpy.random.seed(seed % 2**32)
+        yield
+
+
+@contextlib.contextmanager
+def _restored_generators() -> Iterator[None]:
     python_state = random.getstate()
     numpy = sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy else None
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with torch.random.fork_rng(devices=devices):
-            random.seed(0)
-            torch.default_generator.manual_seed(0)
-            if numpy:
-                numpy.random.seed(0)
             yield
     finally:
         random.setstate(python_state)

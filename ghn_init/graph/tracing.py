@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import is_fake
 
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.builder import trace_graph
@@ -109,6 +110,7 @@ def check_traceable(model: nn.Module) -> None:
                 f"{name or 'model'} is a ScriptModule: initialize the model it was made from, "
                 "and script or trace it afterwards."
             )
+        _check_in_one_place(name, module)
     params = list(model.named_parameters())
     if not params:
         raise GHNInitError(f"{type(model).__name__} has no parameters: nothing to initialize.")
@@ -117,3 +119,26 @@ def check_traceable(model: nn.Module) -> None:
             raise GHNInitError(
                 f"{name} has no shape yet (a lazy module): run the model once on real data first."
             )
+
+
+def _check_in_one_place(name: str, module: nn.Module) -> None:
+    """Refuse modules whose parameters this process does not hold, or not whole, or not as such."""
+    own = dict(module.named_parameters(recurse=False))
+    if any(_is_sharded(thing) for thing in (module, *own.values())):
+        raise GHNInitError(f"{name or 'model'} is sharded: apply before sharding.")
+    if hasattr(module, "_hf_hook") and any(param.is_meta for param in own.values()):
+        raise GHNInitError(f"{name} is offloaded by accelerate: apply before offloading.")
+    for param, value in own.items():
+        if is_fake(value) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+            raise GHNInitError(
+                f"{f'{name}.' if name else ''}{param} is a fake tensor, or one inside of a "
+                "torch.func transformation: initialize the model outside of it."
+            )
+
+
+def _is_sharded(thing: object) -> bool:
+    """Whether it is of FSDP (1 or 2), tensor parallelism (DTensor), ShardedTensor or DeepSpeed."""
+    names = ("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed._")
+    return hasattr(thing, "ds_id") or any(
+        kind.__module__.startswith(names) for kind in type(thing).__mro__
+    )

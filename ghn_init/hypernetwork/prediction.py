@@ -226,6 +226,7 @@ def _positional(decoded: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
         return decoded
     patches = decoded.flatten(3).transpose(2, 3)
     generator = torch.Generator().manual_seed(seed)  # whatever else is in the batch
-    front = torch.randn(1, 1, class_tokens(shape), in_, generator=generator) * _TOKEN_STD
+    tokens = (1, 1, class_tokens(shape), in_)
+    front = torch.randn(tokens, generator=generator, dtype=torch.float32) * _TOKEN_STD
     front = moved(front.to(patches.dtype), patches.device)
     return torch.cat([front.expand(len(patches), -1, -1, -1), patches], dim=2)

@@ -38,6 +38,43 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     _write(path, sizes, lambda name: [tensors[name].detach().cpu()], metadata)
 
 
+def write_state(
+    path: Path, state: Mapping[str, object], metadata: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Writes a model's state dict to a safetensors file, as `safetensors.torch.save_model` does.
+
+    Of tensors that share a storage, the one that is all of it is written, and the metadata name it
+    for the others; `safetensors.torch.load_model` knows them by the model. What the format cannot
+    hold is left out: extra state, sparse tensors, subclasses that store numbers in their own way.
+
+    Arguments:
+        path: as in `write`.
+        state: by name.
+        metadata: text.
+
+    Returns: the names of what is left out.
+
+    Raises:
+        GHNInitError: as `write`.
+        OSError: as `write`.
+    """
+    tensors = {n: t for n, t in state.items() if isinstance(t, torch.Tensor) and _is_dense(t)}
+    whole: dict[tuple[torch.device, int], str] = {}
+    for name in sorted(tensors, reverse=True):
+        storage = tensors[name].untyped_storage()
+        if storage.nbytes() == tensors[name].numel() * tensors[name].element_size() > 0:
+            whole[storage.device, storage.data_ptr()] = name
+    kept = {n: whole.get((t.device, t.untyped_storage().data_ptr()), n) for n, t in tensors.items()}
+    others = {name: first for name, first in kept.items() if name != first}
+    write(path, {n: tensors[n] for n in tensors if n not in others}, {**others, **metadata})
+    return tuple(name for name in state if name not in tensors)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    plain = type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    return plain and tensor.layout == torch.strided and not tensor.is_quantized
+
+
 def copy(
     path: Path,
     tensors: Mapping[str, StoredTensor],

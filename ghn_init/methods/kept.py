@@ -9,6 +9,7 @@ from torch import nn
 from ghn_init.graph.graph import NORMS, Graph
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.methods.variants import Variant
+from ghn_init.weights.assignment import unfit_parameters
 
 HEADS = ("auto", "predict", "keep")
 """What can be done with the classification layer."""
@@ -23,7 +24,9 @@ def kept_parameters(
     include_frozen: bool,
 ) -> dict[str, str]:
     """Parameters that are left as they are, with the reason. Nothing is computed for them."""
-    kept = dict(graph.left)
+    kept = unfit_parameters(model)
+    for name, reason in graph.left.items():
+        _leave(kept, [name], reason)
     if ghn is not None:
         _leave(kept, kept_head(graph, ghn, head), _head_reason(graph, ghn, head))
         _leave(kept, *_kept_norms(graph, ghn, variant.norms or "auto"))

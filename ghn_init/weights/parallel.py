@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from ghn_init.graph.isolation import one_at_a_time
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -29,16 +31,17 @@ def side_by_side(
 
     Returns: the results, in the order of the items.
     """
-    threads = torch.get_num_threads()
-    dearest_first = sorted(range(len(items)), key=lambda i: -cost(items[i]))
-    fair = sum(map(cost, items)) / threads
-    large = [i for i in dearest_first if cost(items[i]) > fair or threads == 1]
-    small = dearest_first[len(large) :]
-    found: dict[int, Result] = {}
-    with torch.no_grad():
-        found |= {i: function(items[i]) for i in large}
-    if small:
-        found |= zip(small, _one_thread_each(function, [items[i] for i in small]), strict=True)
+    with one_at_a_time():  # the number of threads is one of the process
+        threads = torch.get_num_threads()
+        dearest_first = sorted(range(len(items)), key=lambda i: -cost(items[i]))
+        fair = sum(map(cost, items)) / threads
+        large = [i for i in dearest_first if cost(items[i]) > fair or threads == 1]
+        small = dearest_first[len(large) :]
+        found: dict[int, Result] = {}
+        with torch.no_grad():
+            found |= {i: function(items[i]) for i in large}
+        if small:
+            found |= zip(small, _one_thread_each(function, [items[i] for i in small]), strict=True)
     return [found[i] for i in range(len(items))]
 
 

@@ -1,0 +1,176 @@
+"""Values for what a model built on the meta device holds besides its predicted parameters.
+
+A tensor on meta has no values, and the model does not keep what its `__init__` would have put
+there. What it would have on a real device comes from two sources. They are tried on the whole
+model, then on its parts down to single layers, until every tensor has its values:
+
+1. The module is built again, on the CPU, from the arguments that it keeps: timm's model arguments,
+   a transformers configuration, the torchvision builder that makes the same model, or attributes
+   named as the arguments of `__init__`. A module that then differs in any size, class or setting is
+   not used. It comes first, as only `__init__` has all of the initialization.
+2. The module initializes a copy of itself with the functions that are meant for it:
+   `reset_parameters()` of every layer, then `init_weights()`. What they do not write is found by
+   running them twice, on different memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghn_init.errors import GHNInitError
+from ghn_init.graph.isolation import isolated_rng
+from ghn_init.names import abridged
+from ghn_init.weights.places import Place, meta_tensors, real_like
+from ghn_init.weights.rebuilding import built_again
+
+_FILLS = (0, 1)
+"""Bytes of which memory consists before a module initializes itself; valid for bool, too."""
+
+
+def initial_values(
+    model: nn.Module, written: Collection[str], seed: int
+) -> tuple[dict[Place, Tensor], tuple[str, ...]]:
+    """What a model's own initialization puts where it has tensors on meta. The model is untouched.
+
+    Arguments:
+        model: any part of it may be on meta.
+        written: names of parameters that need no values, as they will be written.
+        seed: of the initialization. The global RNG is neither read nor changed.
+
+    Returns: for each tensor on meta that will not be written, its values on the CPU (of tied
+        tensors, those of one); and notes for the report.
+
+    Raises:
+        GHNInitError: there is no way to have the values of one of them.
+    """
+    params = dict(model.named_parameters(remove_duplicate=False))
+    known = {id(params[name]) for name in written}
+    missing: dict[Place, Tensor] = {}
+    for place, tensor in meta_tensors(model).items():
+        if id(tensor) not in known:
+            known.add(id(tensor))
+            missing[place] = tensor
+    search = _Search(missing)
+    with isolated_rng(seed), torch.no_grad(), torch.device("cpu"):
+        search.look_in(model, "")
+    if missing:
+        place = next(iter(missing))
+        owner = type(model.get_submodule(place.module)).__name__
+        raise GHNInitError(
+            f"{place} is on the meta device and not predicted, and its values cannot be had: "
+            f"{owner} does not keep the arguments that it was built with, and has no "
+            "reset_parameters() that fills it. Build the model on a real device, or give it memory "
+            "and values first."
+        )
+    return search.values, search.notes(type(model).__name__)
+
+
+class _Search:
+    """Looks for the values of tensors, from the whole model down to its single layers.
+
+    Arguments:
+        missing: the tensors; those that are found are taken out.
+    """
+
+    def __init__(self, missing: dict[Place, Tensor]) -> None:
+        self.values: dict[Place, Tensor] = {}
+        self._missing = missing
+        self._by_layer: list[str] = []  # names of what the model as a whole did not give
+
+    def look_in(self, module: nn.Module, name: str) -> None:
+        """Ask a module, and its children for what it cannot give."""
+        prefix = f"{name}." if name else ""
+        inside = [p for p in self._missing if p.module == name or p.module.startswith(prefix)]
+        for way in (built_again, _initialized_by_itself):
+            found = way(module, {p: p.within(name) for p in inside}) if inside else {}
+            self.values |= found
+            if name:
+                self._by_layer += map(str, found)
+            for place in found:
+                del self._missing[place]
+                inside.remove(place)
+        if inside:
+            for child, inner in module.named_children():
+                self.look_in(inner, f"{prefix}{child}")
+
+    def notes(self, model: str) -> tuple[str, ...]:
+        """What a user should know about the values."""
+        if not self._by_layer:
+            return ()
+        return (
+            f"{abridged(self._by_layer)}: on the meta device and not predicted, so initialized "
+            f"layer by layer; what the __init__ of {model} does to layers after it has built them "
+            "is missing",
+        )
+
+
+# -- its own functions
+
+
+def _initialized_by_itself(module: nn.Module, wanted: Mapping[Place, Place]) -> dict[Place, Tensor]:
+    """Values that a module writes into a copy of itself.
+
+    A module with `init_weights()` (or `_init_weights(module)`, as for `nn.Module.apply`) is taken
+    to initialize all that it contains; another, what it holds itself.
+    """
+    whole = any(callable(getattr(module, name, None)) for name in ("init_weights", "_init_weights"))
+    inside = {place: inner for place, inner in wanted.items() if whole or not inner.module}
+    if not inside or not (whole or _resets(module)):
+        return {}
+    seed = int(torch.randint(2**31, ()))
+    copies = []
+    for fill in _FILLS:
+        with contextlib.suppress(Exception), isolated_rng(seed):  # some cannot be copied
+            copies.append(_copy_with_memory(module, fill))
+            _initialize(copies[-1], whole)
+    if len(copies) < len(_FILLS):
+        return {}
+    return {
+        place: found[0].detach()
+        for place, inner in inside.items()
+        if (found := [tensor for twin in copies if (tensor := inner.find(twin)) is not None])
+        and _equal_bits(found)
+    }
+
+
+def _resets(module: nn.Module) -> list[Callable[[], Any]]:
+    """A module's functions that initialize what it holds itself (timm: buffers, too)."""
+    names = ("reset_parameters", "_reset_parameters", "init_non_persistent_buffers")
+    return [reset for name in names if callable(reset := getattr(module, name, None))]
+
+
+def _initialize(module: nn.Module, whole: bool) -> None:
+    """Initialize as `__init__` does: the layers first, then the model that they are part of."""
+    for layer in reversed(list(module.modules()) if whole else [module]):
+        for reset in _resets(layer):
+            with contextlib.suppress(Exception):  # what it does not write is noticed
+                reset()
+    if callable(function := getattr(module, "init_weights", None)):
+        function()
+    elif callable(function := getattr(module, "_init_weights", None)):
+        module.apply(function)
+
+
+def _copy_with_memory(module: nn.Module, fill: int) -> nn.Module:
+    """A copy off meta, which shares no memory with the module but the same among its tensors."""
+    memory: dict[int, torch.UntypedStorage] = {}
+    memo: dict[int, Any] = {}
+    for tensor in meta_tensors(module).values():
+        real = real_like(tensor, torch.device("cpu"), memory, fill)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(real, tensor.requires_grad) if is_parameter else real
+    return copy.deepcopy(module, memo)
+
+
+def _equal_bits(tensors: list[Tensor]) -> bool:
+    """Whether the copies agree to the bit (NaN is NaN): then nothing is left of their memory."""
+    if len(tensors) < len(_FILLS) or any(tensor.is_meta for tensor in tensors):
+        return False
+    one, other = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in tensors)
+    return torch.equal(one, other)
