@@ -208,6 +208,97 @@ def test_model_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert "cannot be built" in capsys.readouterr().err
 
 
+ODD_MODELS = """
+import sys, torch
+from torch import nn
+
+def tied():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    model[2].weight = model[1].weight
+    model.register_buffer("first_row", model[0].bias.data[:4])
+    return model
+
+class Extra(nn.Conv2d):
+    def get_extra_state(self): return {"version": 1}
+    def set_extra_state(self, state): pass
+
+def extra():
+    model = nn.Sequential(Extra(3, 8, 3), nn.Conv2d(8, 8, 1))
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    return model
+
+def view():
+    model = nn.Conv2d(3, 8, 3)
+    model.register_buffer("part", torch.arange(9.0)[3:6])
+    return model
+
+def leaves(): sys.exit("no more models")
+def leaves_in_silence(): raise SystemExit
+"""
+
+
+def test_odd_models_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "odd.py", tmp_path / "w.safetensors"
+    file.write_text(ODD_MODELS)
+
+    def export(name: str) -> tuple[int, str]:
+        code = main(["export", f"{file}:{name}", "-o", str(out), "--ghn", "embedded"])
+        return code, capsys.readouterr().err
+
+    assert export("tied") == (0, "")
+    model, _ = create_model(f"{file}:tied", seed=1)
+    assert safetensors.torch.load_model(model, out) == (set(), [])
+    assert model[2].weight is model[1].weight
+    expected, _ = create_model(f"{file}:tied")
+    ghn_init.apply(expected, ghn="embedded")
+    assert all(map(torch.equal, model.state_dict().values(), expected.state_dict().values()))
+    with safe_open(out, "pt") as opened:
+        assert set(opened.keys()) == model.state_dict().keys() - {"2.weight", "first_row"}
+        assert opened.metadata()["2.weight"] == "1.weight"
+        assert opened.metadata()["first_row"] == "0.bias"
+
+    code, warning = export("extra")
+    assert code == 0
+    assert re.fullmatch(
+        r"ghn-init: warning: .*graph, 0\._extra_state: not in the file.*\n", warning
+    )
+    model, _ = create_model(f"{file}:extra")
+    found = model.load_state_dict(safetensors.torch.load_file(out), strict=False)
+    assert sorted(found.missing_keys) == ["0._extra_state", "graph"]
+    assert not found.unexpected_keys
+
+    assert export("view") == (0, "")
+    assert safetensors.torch.load_file(out)["part"].tolist() == [3, 4, 5]
+
+    before = out.read_bytes()
+    for name, reason in (("leaves", "no more models"), ("leaves_in_silence", "SystemExit")):
+        code, error = export(name)
+        assert code == 1
+        assert re.fullmatch(rf"ghn-init: .*cannot be built: .*{reason}\n", error)
+    assert out.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} <= {"odd.py", "w.safetensors", "__pycache__"}
+
+
+def test_a_model_file_imports_its_neighbors(tmp_path: Path) -> None:
+    path = list(sys.path)
+    for width, folder in ((8, tmp_path / "a"), (16, tmp_path / "b")):
+        (folder / "parts").mkdir(parents=True)
+        (folder / "layers.py").write_text(
+            f"from torch import nn\nconv = nn.Conv2d(3, {width}, 3)\n"
+        )
+        (folder / "parts" / "__init__.py").write_text("from layers import conv\n")
+        (folder / "net.py").write_text(
+            "from layers import conv\n"
+            "def early(): return conv\n"
+            "def late(): import parts; return parts.conv\n"
+        )
+    for width, folder in ((8, "a"), (16, "b"), (8, "a")):  # names that both have are not mixed up
+        for factory in ("early", "late"):
+            model, _ = create_model(f"{tmp_path / folder / 'net.py'}:{factory}")
+            assert model.out_channels == width
+    assert sys.path == path
+
+
 def test_verify_errors(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
