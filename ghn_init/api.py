@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ghn_init.errors import GHNInitError
-from ghn_init.files import atomic_path
+from ghn_init.files import atomic_path, check_safetensors_name
 from ghn_init.graph.graph import Graph
 from ghn_init.graph.isolation import plain_modes
 from ghn_init.graph.tracing import check_traceable, trace
@@ -242,7 +242,7 @@ def export(
 
     Arguments:
         model: the model; it is initialized in place.
-        path: file to write.
+        path: file to write, `.safetensors`.
         name: the model's name, for the metadata.
         library: where the name is from, for the metadata.
         method: as in `apply`.
@@ -251,6 +251,7 @@ def export(
     Raises:
         GHNInitError: as `apply`, or the file cannot be written; a file that was there stays.
     """
+    check_safetensors_name(path)
     with atomic_path(path) as temporary:  # refuses a bad path before the work, not after it
         _, report = apply(model, method, **options, return_report=True)
         metadata = {

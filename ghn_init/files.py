@@ -19,6 +19,23 @@ _STALE = 86_400  # seconds after which a temporary file is taken for left behind
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
+_OTHER_FORMATS = {".pt", ".pth", ".bin", ".pkl", ".ckpt", ".tar", ".joblib", ".npz", ".h5"}
+
+
+def check_safetensors_name(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that says another format than safetensors.
+
+    Raises:
+        GHNInitError: it ends as the files of another format do.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        raise GHNInitError(
+            f"cannot write {os.fspath(path)!r}: the file would be safetensors, not what {suffix} "
+            "says. Give a name that ends in .safetensors."
+        )
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives an empty temporary file beside `path`, to be written in the `with` block.

@@ -59,6 +59,22 @@ def test_export(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_the_same_export_is_the_same_bytes(tmp_path: Path, checkpoint: Path) -> None:
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for file in files:
+        assert main(["export", "resnet18", "-o", str(file), "--ghn", str(checkpoint)]) == 0
+    assert len({file.read_bytes() for file in files}) == 1
+
+
+@pytest.mark.parametrize("command", [["export", "resnet18", "-o"], ["convert", "embedded"]])
+def test_names_of_other_formats_are_refused(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, str(tmp_path / "x.pt")]) == 1
+    assert "Give a name that ends in .safetensors." in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_export_options(tmp_path: Path, checkpoint: Path) -> None:
     out = tmp_path / "w.safetensors"
     command = ["export", "shufflenet_v2_x0_5", "-o", str(out), "--ghn", str(checkpoint)]

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ghn_init.errors import GHNInitError
-from ghn_init.files import atomic_path
+from ghn_init.files import atomic_path, check_safetensors_name
 from ghn_init.hypernetwork.config import Defaults
 from ghn_init.loading import cache
 from ghn_init.loading.layouts import Weights, canonical, read_weights
@@ -51,6 +51,7 @@ def convert(
         GHNInitError: as `open_checkpoint`; or a default is none, `destination` cannot be written,
             or a weight is too large for `dtype`.
     """
+    check_safetensors_name(destination)
     if dtype is not None and dtype not in _STORED_DTYPES:
         raise GHNInitError(f"unknown dtype {dtype!r}: choose one of {', '.join(_STORED_DTYPES)}.")
     rounded = None if dtype is None else _STORED_DTYPES[dtype]
