@@ -16,7 +16,7 @@ from models import ConvNet, torchvision_model
 import ghn_init
 from ghn_init import GHN, GHNConfig, GHNInitError, Graph, Node
 from ghn_init.analysis import draw, graph_statistics
-from ghn_init.analysis.plots.layout import layered
+from ghn_init.analysis.plots.layout import Layout, layered
 from ghn_init.analysis.plots.palette import PRIMITIVE_STYLES
 
 RECORDED = json.loads(
@@ -91,6 +91,32 @@ def test_layout(name: str) -> None:
         assert b < a
     straight = nx.dag_longest_path(graph)
     assert all(layout.places[i][1] == layout.row_tops[layout.rows[i]] for i in straight)
+    assert_full(layout)
+
+
+def assert_full(layout: Layout) -> None:
+    """Every lane of every row has a node."""
+    for row, top in enumerate(layout.row_tops):
+        places = zip(layout.places, layout.rows, strict=True)
+        lanes = {round(top - y, 6) for (_, y), r in places if r == row}
+        assert lanes == set(range(len(lanes)))
+
+
+@pytest.mark.parametrize("branches", [3, 6, 12])
+def test_a_graph_of_many_branches_fills_the_page(branches: int) -> None:
+    """Stages of parallel chains that all meet in a sum, as HRNet has them, each chain longer."""
+    graph = nx.DiGraph()
+    last = 0
+    for _ in range(8):
+        first, count = last, len(graph) or 1
+        last = count + sum(10 + b for b in range(branches))
+        for b in range(branches):
+            chain = [first, *range(count, count + 10 + b), last]
+            nx.add_path(graph, chain)
+            count += 10 + b
+    layout = layered(graph)
+    assert_full(layout)
+    assert 0.7 < layout.columns / (layout.height + 1) < 4
 
 
 def test_every_primitive_looks_different() -> None:

@@ -72,22 +72,16 @@ def _draw_edges(axes: Axes, graph: Graph, layout: Layout, pitch: float) -> None:
     arrow = plot_extra("matplotlib.patches").FancyArrowPatch
     crowded = len(graph.edges) > 2 * len(graph)
     size = _marker_size(pitch)
+    style = f"-|>,head_length={0.28 * size},head_width={0.14 * size}"
     for i, j in graph.edges:
-        axes.add_patch(
-            arrow(
-                layout.places[i],
-                layout.places[j],
-                arrowstyle=f"-|>,head_length={0.28 * size},head_width={0.14 * size}",
-                connectionstyle=_bend(layout, i, j),
-                mutation_scale=1.0,
-                shrinkA=0.5 * size,
-                shrinkB=0.5 * size,
-                color=_EDGE,
-                alpha=0.35 if crowded else 0.9,
-                linewidth=0.5 if crowded else 0.8,
-                zorder=1,
-            )
-        )
+        patch = arrow(
+            layout.places[i], layout.places[j], arrowstyle=style,
+            connectionstyle=_bend(layout, i, j), mutation_scale=1.0, shrinkA=0.5 * size,
+            shrinkB=0.5 * size, color=_EDGE, alpha=0.35 if crowded else 0.9,
+            linewidth=0.5 if crowded else 0.8, zorder=1,
+        )  # fmt: skip
+        patch.set_in_layout(False)  # neither do arrows change the limits: both would take seconds
+        axes.add_artist(patch)
 
 
 def _bend(layout: Layout, i: int, j: int) -> str:
@@ -115,9 +109,12 @@ def _marker_size(pitch: float) -> float:
 def _draw_nodes(
     axes: Axes, graph: Graph, layout: Layout, pitch: float, unpredicted: Collection[int]
 ) -> None:
-    for index, (node, (x, y)) in enumerate(zip(graph.nodes, layout.places, strict=True)):
-        scale = 0.6 if node.op == "bias" else 1.0
-        axes.plot([x], [y], **_marker(node.op, scale * _marker_size(pitch), index in unpredicted))
+    alike: dict[tuple[str, bool], list[tuple[float, float]]] = {}
+    for index, node in enumerate(graph.nodes):
+        alike.setdefault((node.op, index in unpredicted), []).append(layout.places[index])
+    for (op, empty), places in alike.items():
+        marker = _marker(op, (0.6 if op == "bias" else 1.0) * _marker_size(pitch), empty)
+        axes.plot(*zip(*places, strict=True), scalex=False, scaley=False, in_layout=False, **marker)
 
 
 def _marker(op: str, size: float, empty: bool) -> dict[str, Any]:

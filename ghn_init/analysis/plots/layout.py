@@ -45,50 +45,53 @@ def layered(graph: nx.DiGraph) -> Layout:
     """Lay out a directed acyclic graph with nodes 0 to n - 1.
 
     A node's layer is the longest path that leads to it. A longest path through the graph runs
-    straight in the first lane of each row; other branches keep to lanes of their own below.
+    straight in the first lane of each row; other branches keep to lanes of their own below. Lanes
+    that a row does not use take no room in it.
     """
     layers = [sorted(layer) for layer in nx.topological_generations(graph)]
     lanes = _lanes(graph, layers)
-    columns = _columns(len(layers))
-    depth = [max(lanes[node] for layer in row for node in layer) for row in _cut(layers, columns)]
-    tops = [-sum(d + ROW_GAP for d in depth[:row]) for row in range(len(depth))]
+    if len(layers) <= _ONE_ROW:
+        return _folded(layers, lanes, len(layers))
+    wanted = range(1, max(2, len(layers) // _ONE_ROW + 1))
+    layouts = [_folded(layers, lanes, math.ceil(len(layers) / rows)) for rows in wanted]
+    return min(layouts, key=lambda it: abs(math.log(it.columns / (it.height + 1) / _ASPECT)))
+
+
+def _folded(layers: list[list[int]], lanes: dict[int, int], columns: int) -> Layout:
+    """The layout with so many layers in a row."""
     places: dict[int, tuple[float, float]] = {}
     rows: dict[int, int] = {}
-    for index, layer in enumerate(layers):
-        row, column = divmod(index, columns)
-        x = column if row % 2 == 0 else columns - 1 - column
-        for node in layer:
-            places[node], rows[node] = (float(x), tops[row] - lanes[node]), row
-    order = range(graph.number_of_nodes())
+    tops: list[float] = []
+    lowest = ROW_GAP
+    for row, first in enumerate(range(0, len(layers), columns)):
+        part = layers[first : first + columns]
+        used = sorted({lanes[node] for layer in part for node in layer})
+        tops.append(lowest - ROW_GAP)
+        for column, layer in enumerate(part):
+            x = column if row % 2 == 0 else columns - 1 - column
+            for node in layer:
+                places[node] = float(x), tops[row] - used.index(lanes[node])
+                rows[node] = row
+        lowest = tops[row] - (len(used) - 1)
+    order = range(len(places))
     return Layout(
         tuple(places[node] for node in order),
         tuple(rows[node] for node in order),
         tuple(tops),
         columns,
-        tops[-1] - depth[-1],
+        lowest,
     )
 
 
-def _columns(layers: int) -> int:
-    """Layers in a row, so that the picture has its aspect and the last row is not much shorter."""
-    if layers <= _ONE_ROW:
-        return layers
-    wanted = max(_ONE_ROW, round(math.sqrt(_ASPECT * (ROW_GAP + 0.5) * layers)))
-    return math.ceil(layers / math.ceil(layers / wanted))
-
-
-def _cut(layers: list[list[int]], columns: int) -> list[list[list[int]]]:
-    return [layers[i : i + columns] for i in range(0, len(layers), columns)]
-
-
 def _lanes(graph: nx.DiGraph, layers: list[list[int]]) -> dict[int, int]:
-    """A lane for each node: 0 on a longest path, else its predecessor's if that is free."""
+    """A lane for each node: 0 on a longest path, else its first predecessor's if that is free."""
     straight = set(nx.dag_longest_path(graph))
     lanes: dict[int, int] = {}
     for layer in layers:
         taken: set[int] = set()
         for node in sorted(layer, key=lambda node: node not in straight):
-            wanted = 0 if node in straight else max(1, *(lanes[p] for p in graph.pred[node]), 1)
+            before = [lanes[p] for p in graph.pred[node] if lanes[p] > 0]
+            wanted = 0 if node in straight else min(before, default=1)
             while wanted in taken:
                 wanted += 1
             lanes[node] = wanted
