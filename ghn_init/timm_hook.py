@@ -8,6 +8,8 @@ not imported for it: until somebody imports timm, an import hook waits.
     timm.create_model("resnet50", pretrained_cfg="ghn3")            # and ghn3-orth, ghn2, ghn2-orth
     timm.create_model("resnet50", pretrained_cfg="ghn3:ghn3tm8")    # another checkpoint
     timm.create_model("resnet50.ghn3-orth", num_classes=10)         # as a tag
+
+Where no size is to be guessed, `example_inputs=` (as in `trace`) is one more argument of the call.
 """
 
 from __future__ import annotations
@@ -97,12 +99,15 @@ def _with_ghn(build: Callable[..., Any]) -> Callable[..., Any]:
         request = _request(kwargs.get("pretrained_cfg"))
         if request is None:
             return build(*args, **kwargs)
+        example_inputs = kwargs.pop("example_inputs", None)
         # The model of the default tag, with its metadata, but without its weights.
         model = build(*args, **{**kwargs, "pretrained": False, "pretrained_cfg": None})
         from ghn_init.api import apply
 
         method, checkpoint = request
-        _, report = apply(model, method, ghn=checkpoint, return_report=True)
+        _, report = apply(
+            model, method, ghn=checkpoint, example_inputs=example_inputs, return_report=True
+        )
         _logger.info("%s", report)
         return model
 

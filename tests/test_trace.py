@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import ghn_init
 from ghn_init import GHNInitError, Graph
 from ghn_init.graph.inputs import likely_inputs
-from ghn_init.graph.recorder import _MetaRecorder, record
+from ghn_init.graph.passes import record
+from ghn_init.graph.recorder import MetaRecorder
 
 RECORDED = json.loads(
     lzma.decompress((Path(__file__).parent / "data" / "graphs.json.xz").read_bytes())
@@ -263,10 +264,10 @@ def test_models_that_meta_tensors_cannot_run(kind: type[ConvNet]) -> None:
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t"])
 def test_remembered_sizes_do_not_change_the_graph(name: str) -> None:
     model = torchvision_model(name)
-    _MetaRecorder._known.clear()
+    MetaRecorder._known.clear()
     inputs = next(iter(likely_inputs(model)))
     cold = record(model, inputs)
-    assert _MetaRecorder._known
+    assert MetaRecorder._known
     warm = record(model, inputs)
     described = [
         [(str(n), n.target, n.meta.get("val", torch.empty(0)).stride()) for n in graph.nodes]

@@ -16,10 +16,12 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ghn_init.graph.graph import Graph, Node
+from ghn_init.graph.graph import UNUSED, Graph, Node
+from ghn_init.graph.inputs import Inputs
 from ghn_init.graph.isolation import without_gc
-from ghn_init.graph.recorder import Inputs, record
+from ghn_init.graph.passes import Pass, record
 from ghn_init.graph.squeeze_excitation import find_squeeze_excitation, is_global_pool, op_name
+from ghn_init.graph.surroundings import Surroundings
 from ghn_init.graph.values import (
     CREATE,
     NOTHING,
@@ -35,22 +37,30 @@ _NO_LAYER = "multiplied with activations, and no layer that stores (out, in)"
 
 
 def trace_graph(
-    model: nn.Module, inputs: Inputs, training: bool = True, fake: bool = True
+    model: nn.Module,
+    inputs: Inputs,
+    how: Pass = Pass(),  # noqa: B008
+    surroundings: Surroundings | None = None,
 ) -> Graph:
     """Trace a model to its graph of primitives.
 
     Arguments:
         model: the model; it is left as it was.
         inputs: example inputs.
-        training: run in training mode, else in evaluation mode.
-        fake: run without numbers, else on real tensors.
+        how: how to run the model.
+        surroundings: as in `record`.
 
     Raises:
         NeedsNumbers: if the model cannot run without numbers.
         GHNInitError: if the model does not run on the inputs.
     """
     with without_gc():
-        return _Builder(model).build(record(model, inputs, training, fake))
+        recorded = record(model, inputs, how, surroundings)
+        try:
+            return _Builder(model).build(recorded)
+        finally:
+            for node in recorded.nodes:  # they refer to each other, and would stay for a while
+                node.meta.clear()
 
 
 class _Builder:
@@ -156,11 +166,7 @@ class _Builder:
 
     def _left(self) -> dict[str, str]:
         carried = {name for node in self.nodes for name in (node.param, node.norm_bias)}
-        return {
-            name: self.reasons.get(name, "not used by the forward pass")
-            for name in self.shapes
-            if name not in carried
-        }
+        return {name: self.reasons.get(name, UNUSED) for name in self.shapes if name not in carried}
 
     # -- primitives
 

@@ -59,6 +59,10 @@ class Node:
     norm_bias: str | None = None
 
 
+UNUSED = "not used by the forward pass"
+"""Why a parameter is left that no output depends on."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """A model as a directed acyclic graph (GHN-3 paper, Section 3.1), in topological order.
@@ -110,6 +114,10 @@ class Graph:
         for i, j in self.edges:
             found[j].append(i)
         return found
+
+    def unused(self) -> frozenset[str]:
+        """Names of the parameters that no output depends on."""
+        return frozenset(name for name, reason in self.left.items() if reason == UNUSED)
 
     def norm_parameters(self, primitives: AbstractSet[str] = NORMS) -> frozenset[str]:
         """Names of the weights and biases of normalisation layers, or of some kinds of them."""

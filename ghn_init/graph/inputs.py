@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ghn_init.errors import GHNInitError
-from ghn_init.graph.recorder import Inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Example inputs of a model: only their shapes, dtypes and devices matter.
+
+    Arguments:
+        args: positional arguments of `model.forward`.
+        kwargs: keyword arguments of `model.forward`.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        shown = [_describe(a) for a in self.args]
+        shown += [f"{k}={_describe(v)}" for k, v in self.kwargs.items()]
+        return ", ".join(shown) or "no inputs"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return type(value).__name__
+
 
 _BATCH = 2
 """Two samples: batch norm in training mode refuses a single value per channel."""
@@ -40,46 +65,92 @@ def given_inputs(example_inputs: Any) -> Inputs:
 def likely_inputs(model: nn.Module) -> Iterator[Inputs]:
     """Inputs to try, most likely first, with a batch of two.
 
-    The model's own word comes first (timm's `pretrained_cfg`, an `image_size`), then the usual
-    sizes; the number of channels is read off the first layer.
+    What the model states comes first: its image size (`image_size`, `patch_embed.img_size`, a
+    transformers `config`), timm's `pretrained_cfg`, the channels of its first layer. Then come
+    the usual sizes, and at last three channels at the usual sizes, whatever the first layer is.
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    count = _required_arguments(model)
-    shapes = list(dict.fromkeys((*_stated_shapes(model), *_usual_shapes(model))))
+    shapes = (*_stated_shapes(model), *_usual_shapes(model), *((3, s, s) for s in _SIZES))
+    shapes = tuple(dict.fromkeys(shapes))
+    parameters = inspect.signature(model.forward).parameters
     for shape in shapes:
         image = torch.empty(_BATCH, *shape, dtype=dtype, device="meta")
-        yield Inputs((image,) * count, {})
+        if "pixel_values" in parameters:  # transformers
+            yield from _keyword_inputs(model, parameters, image)
+        else:
+            yield Inputs((image,) * _required_arguments(parameters), {})
     for shape in shapes[:1]:  # detectors take a list of images
         image = torch.empty(*shape, dtype=dtype, device="meta")
         yield Inputs(([image] * _BATCH,), {})
 
 
-def _required_arguments(model: nn.Module) -> int:
+def _keyword_inputs(
+    model: nn.Module, parameters: Mapping[str, inspect.Parameter], image: Tensor
+) -> Iterator[Inputs]:
+    """An image by its name, with words beside it where the model also has a text encoder."""
+    words = {"input_ids": torch.zeros(_BATCH, 8, dtype=torch.long, device="meta")}
+    with_text = getattr(getattr(model, "config", None), "text_config", None) is not None
+    if "input_ids" in parameters and with_text:
+        yield Inputs((), {"pixel_values": image, **words})
+    yield Inputs((), {"pixel_values": image})
+
+
+def _required_arguments(parameters: Mapping[str, inspect.Parameter]) -> int:
     """How many inputs `forward` asks for (optical flow takes two images)."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return max(1, sum(p.kind in positional and p.default is p.empty for p in parameters))
+    return max(1, sum(p.kind in positional and p.default is p.empty for p in parameters.values()))
 
 
 def _stated_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """(channels, height, width) that the model states itself.
+    """(channels, height, width), or with frames for a video, that the model states itself.
 
     Its first layer knows better how many channels it was built for (timm's `in_chans`), unless
     patches are rearranged into channels in front of it.
     """
-    channels = _first_layer(model)[1]
+    first = _first_layer(model)[1]
+    config = getattr(model, "config", None)
+    frames, stated = getattr(config, "num_frames", None), getattr(config, "num_channels", None)
+    if (shape := _timm_shape(model)) is not None:
+        stated = shape[0]
+    stated = stated if isinstance(stated, int) else None
+    preferred = [first] if first and (stated is None or first <= stated) else []
+    channels = [c for c in dict.fromkeys((*preferred, stated, first, 3)) if c]
+    for height, width in dict.fromkeys(_stated_sizes(model)):
+        for count in channels:
+            if isinstance(frames, int):
+                yield (frames, count, height, width)
+                yield (count, frames, height, width)
+            yield (count, height, width)
+
+
+def _timm_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """The input size of timm's `pretrained_cfg`."""
     for attribute in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, attribute, None)
         if isinstance(config, Mapping) and config.get("input_size"):
-            stated, *size = config["input_size"]
-            if channels is not None and channels <= stated:
-                yield (channels, *size)
-            yield (stated, *size)
-            if channels is not None:
-                yield (channels, *size)
-    size = getattr(model, "image_size", None)
-    if isinstance(size, int):
-        yield (channels or 3, size, size)
+            return tuple(config["input_size"])
+    return None
+
+
+def _stated_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
+    """(height, width) that a model was built for, or one of its parts.
+
+    What a part states comes last: it may mean the size of feature maps.
+    """
+    patches = getattr(model, "patch_embed", None)
+    stated = [getattr(model, "image_size", None), getattr(model, "img_size", None)]
+    stated += [getattr(patches, "img_size", None), (_timm_shape(model) or ())[1:]]
+    modules = list(model.modules())
+    stated += [getattr(getattr(m, "config", None), "image_size", None) for m in modules]
+    stated += [getattr(m, name, None) for m in modules for name in ("image_size", "img_size")]
+    for size in stated:
+        sides: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size, size]
+        if isinstance(size, Mapping):
+            sides = [size.get("height"), size.get("width")]
+        elif hasattr(size, "height"):
+            sides = [getattr(size, name, None) for name in ("height", "width")]
+        if len(sides) == 2 and all(type(side) is int and side > 0 for side in sides):
+            yield sides[0], sides[1]
 
 
 def _usual_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -8,37 +8,19 @@ import logging
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
 
 
-@contextlib.contextmanager
-def untouched(model: nn.Module, training: bool) -> Iterator[None]:
-    """Run modules in the given mode, and put back every attribute that the pass changed.
+def set_modes(model: nn.Module, training: bool, evaluated: Collection[str] = ()) -> None:
+    """Set the modules' modes; those of the given names are in evaluation mode anyway.
 
-    Some models cache what they compute (masks, position tables) on themselves: a cache of fake
-    tensors must not stay behind. `train()` is not called, as some modules override it.
+    `train()` is not called, as some modules override it.
     """
-    modules = list(model.modules())
-    saved = [
-        (container, container.copy())
-        for module in modules
-        for container in (module.__dict__, *module.__dict__.values())
-        if type(container) in (dict, list, set)
-    ]
-    try:
-        for module in modules:
-            module.training = training
-        yield
-    finally:
-        for container, content in saved:
-            container.clear()
-            if isinstance(container, list):
-                container.extend(content)
-            else:
-                container.update(content)
+    for name, module in model.named_modules():
+        module.__dict__["training"] = training and name not in evaluated
 
 
 _PROCESS = threading.RLock()

@@ -1,169 +1,37 @@
-"""Model -> torch.fx graph of ATen operators, without arithmetic and without touching the model.
+"""Operators -> `torch.fx` graph: a dispatch mode that writes down what a forward pass calls.
 
-The model runs once on meta tensors (sizes, no storage) while a dispatch mode writes every ATen
-operator into a `torch.fx.Graph`. This works on whatever runs eagerly, as `make_fx` does; recording
-the calls directly instead of through proxies, and on meta tensors instead of fake ones, is what
-makes it many times faster than `make_fx` or `torch.export`. Meta tensors are on no device: a model
-that insists on one is run on fake tensors, which are meta tensors that claim to be somewhere.
-
-Where the forward pass asks for numbers (how many boxes a detector keeps, say), neither can answer;
-the same recorder then watches a pass on real tensors, in evaluation mode.
+This works on whatever runs eagerly, as `make_fx` does; recording the calls directly instead of
+through proxies, and on meta tensors instead of fake ones, is what makes it many times faster than
+`make_fx` or `torch.export`.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Hashable, Mapping, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+import weakref
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses import FakeTensorMode, fake_tensor
+from torch._subclasses import fake_tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ghn_init.errors import GHNInitError
-from ghn_init.graph.isolation import (
-    isolated_rng,
-    plain_attention,
-    plain_modes,
-    quiet_fakes,
-    untouched,
-)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Example inputs of a model: only their shapes, dtypes and devices matter.
-
-    Arguments:
-        args: positional arguments of `model.forward`.
-        kwargs: keyword arguments of `model.forward`.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def __str__(self) -> str:
-        shown = [_describe(a) for a in self.args]
-        shown += [f"{k}={_describe(v)}" for k, v in self.kwargs.items()]
-        return ", ".join(shown) or "no inputs"
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    return type(value).__name__
-
-
-class NeedsNumbers(GHNInitError):
-    """The forward pass depends on numbers that meta and fake tensors do not have."""
-
-
-def record(model: nn.Module, inputs: Inputs, training: bool = True, fake: bool = True) -> fx.Graph:
-    """Record one forward pass as a graph of ATen operators.
-
-    Placeholders carry `meta["param"]` (the dotted name, for parameters), `meta["input"]` (True for
-    the model's inputs) or neither (buffers and constants). Operators carry `meta["name"]`
-    (`aten::linear`), and all that make one tensor `meta["val"]`, a tensor without storage. The
-    graph's output node holds every tensor that the model returned.
-
-    Arguments:
-        model: any module that runs eagerly. It is left exactly as it was.
-        inputs: example inputs.
-        training: the mode to run in, whatever mode the model is in.
-        fake: run without numbers; else on real tensors, which takes the time of a forward pass.
-
-    Raises:
-        NeedsNumbers: if the model cannot run without numbers.
-        GHNInitError: if the model does not run on the inputs.
-    """
-    error: Exception
-    for run in _passes(model) if fake else (_on_numbers,):
-        try:
-            with untouched(model, training), isolated_rng(), plain_attention(), plain_modes():
-                return run(model, inputs)
-        except Exception as caught:  # whatever a user's forward raises
-            error = caught
-    lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-    kind = NeedsNumbers if fake and isinstance(error, _NUMBERLESS) else GHNInitError
-    raise kind(
-        f"{type(model).__name__} does not run on the example input ({inputs}): {reason}. "
-        "Pass example_inputs=, a tensor (or a tuple, or a dict of keyword arguments) that "
-        "the model's forward accepts."
-    ) from error
-
-
-_NUMBERLESS = (
-    fake_tensor.DataDependentOutputException,
-    fake_tensor.DynamicOutputShapeException,
-    fake_tensor.UnsupportedFakeTensorException,
-)
-
-
-# -- three ways to run a model
-
-
-def _passes(model: nn.Module) -> tuple[Callable[[nn.Module, Inputs], fx.Graph], ...]:
-    """Ways to run without numbers, to be tried in turn."""
-    # On a device a recurrent layer is an operator; on none it is thousands, one for each step.
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    return (_on_fakes,) if recurrent else (_on_meta, _on_fakes)
-
-
-def _on_meta(model: nn.Module, inputs: Inputs) -> fx.Graph:
-    return _run(model, inputs, lambda tensor, device=None: _meta_like(tensor), _MetaRecorder({}))
-
-
-def _on_fakes(model: nn.Module, inputs: Inputs) -> fx.Graph:
-    def copy(tensor: Tensor, device: torch.device | None = None) -> Tensor:
-        """What lives on meta is put on the CPU."""
-        device = device or tensor.device
-        device = torch.device("cpu") if device.type == "meta" else device
-        return torch.empty_strided(
-            tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
-        )
-
-    with FakeTensorMode(allow_non_fake_inputs=True), quiet_fakes():
-        return _run(model, inputs, copy, _Recorder({}))
-
-
-def _on_numbers(model: nn.Module, inputs: Inputs) -> fx.Graph:
-    def copy(tensor: Tensor, device: torch.device | None = None) -> Tensor:
-        """A copy that the pass may write to; an input that is on meta gets random numbers."""
-        if tensor.is_meta:
-            return torch.rand(tensor.shape).to(device or "cpu", tensor.dtype)
-        return tensor.detach().to(device or tensor.device, copy=True)
-
-    # Activations have their memory here: they are not kept.
-    return _run(model, inputs, copy, _Recorder(WeakIdKeyDictionary()))
-
-
-def _run(
-    model: nn.Module, inputs: Inputs, copy: Callable[..., Tensor], recorder: _Recorder
-) -> fx.Graph:
-    """Run the model on copies of its state and of the inputs."""
-    state = {}
-    for name, param in model.named_parameters():
-        state[name] = recorder.placeholder(copy(param), param=name)
-    for name, buffer in model.named_buffers():
-        state[name] = recorder.placeholder(copy(buffer))
-    device = next((p.device for p in state.values()), torch.device("cpu"))
-    args, kwargs = torch.utils._pytree.tree_map_only(
-        Tensor,
-        lambda t: recorder.placeholder(copy(t, device), input=True),
-        (inputs.args, dict(inputs.kwargs)),
-    )
-    with torch.no_grad(), recorder.beside(device), recorder:
-        output = torch.func.functional_call(model, state, args, kwargs)
-    return recorder.finish(output)
-
-
-# -- the recorder
+from ghn_init.graph.copies import INTERNAL, NotCopyable
 
 
 class _Schema:
@@ -181,6 +49,7 @@ class _Schema:
         ]
         fresh = all(r.alias_info is None for r in schema.returns)
         tensors = any("Tensor" in str(r.type) for r in schema.returns)
+        self.aliases = self.is_mutable or not fresh
         self.makes_tensors = fresh and not self.is_mutable and tensors
         self.in_place = (
             not fresh and len(schema.returns) == 1 and [i for i, _ in self.written] == [0]
@@ -190,17 +59,28 @@ class _Schema:
 _schema = functools.cache(_Schema)
 
 
-class _Recorder(TorchDispatchMode):
+class NoOutput(GHNInitError):
+    """A forward pass that returns no tensor."""
+
+
+class Recorder(TorchDispatchMode):
     """Writes each dispatched ATen operator into an fx graph.
 
     Arguments:
         made: an empty mapping by identity, which tells what made a tensor.
+
+    Attributes:
+        graph: what was recorded.
+        products: the tensors that operators made.
     """
 
     def __init__(self, made: MutableMapping[Tensor, fx.Node]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
+        self.products: list[weakref.ref[Tensor]] = []
         self._made = made
+        self._originals: Collection[int] = ()
+        self._constants: Collection[int] = ()
         self._order: dict[fx.Node, int] = {}
         self._last_write: dict[int, fx.Node] = {}
 
@@ -208,52 +88,100 @@ class _Recorder(TorchDispatchMode):
         """What a forward makes without naming a device is to meet the parameters on theirs."""
         return device
 
+    def expect(self, originals: Collection[int], constants: Collection[int]) -> None:
+        """Say which tensors a pass on a copy of a model must not meet, and which it may.
+
+        Arguments:
+            originals: ids of the model's own parameters and buffers.
+            constants: ids of the tensors that the model holds outside of these.
+        """
+        self._originals, self._constants = originals, constants
+
     def placeholder(self, tensor: Tensor, **meta: Any) -> Tensor:
-        """Add a tensor that was there before."""
+        """Add a copy of a parameter, a buffer or an input."""
         self._add(self.graph.placeholder(f"arg{len(self._order)}"), tensor, meta)
+        self.products.append(weakref.ref(tensor))
         return tensor
 
-    def finish(self, output: Any) -> fx.Graph:
-        """The graph, with what the model returned."""
-        found: list[Tensor] = []
-        _collect_tensors(output, found, set())
+    def finish(self, output: Any, model: nn.Module) -> fx.Graph:
+        """The graph, with what the model returned or, if that is no tensor, keeps on itself.
+
+        Raises:
+            NoOutput: if there is neither.
+        """
+        found = list(_tensors_in(output, {}))
+        if not found:
+            found = [t for t in _kept_tensors(model) if self._is_made(t)]
+        if not found:
+            raise NoOutput(
+                f"its forward returns {type(output).__name__}, in which there is no tensor, and "
+                "keeps none on its modules. Return a tensor, in any container."
+            )
         self.graph.output(tuple(self._made_by(t) for t in found))
         return self.graph
+
+    def forget(self) -> None:
+        """Let go of the recorded tensors. (A graph's nodes refer to each other.)"""
+        self._made.clear()
+        for node in self.graph.nodes:
+            node.meta.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         schema = _schema(func)
+        args, kwargs = self._writable(schema, args, kwargs)
         out = self._call(func, schema, args, kwargs)
         if not isinstance(out, (Tensor, tuple, list)) and not schema.is_mutable:
             return out  # a question about a tensor (its device, its size), no operator of the graph
         read = _map(self._made_by, Tensor, args)
         read_kwargs = {name: _map(self._made_by, Tensor, value) for name, value in kwargs.items()}
         node = self.graph.call_function(func, read, read_kwargs)
-        self._add(node, out, {"name": schema.name})
+        self._add_made(node, out, {"name": schema.name})
         if isinstance(out, (tuple, list)):
             for i, item in enumerate(out):
                 if isinstance(item, Tensor):
-                    self._add(self.graph.call_function(operator.getitem, (node, i)), item, {})
+                    self._add_made(self.graph.call_function(operator.getitem, (node, i)), item, {})
         for i, name in schema.written:
             self._write(args[i] if i < len(args) else kwargs.get(name), node)
         return out
 
+    def _writable(
+        self, schema: _Schema, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """An operator's arguments, without tensors that are not the pass's own to write to."""
+        return args, kwargs
+
     def _call(self, func: Any, schema: _Schema, args: tuple[Any, ...], kwargs: Any) -> Any:
         return func(*args, **kwargs)
+
+    def _is_made(self, tensor: Tensor) -> bool:
+        """Whether an operator made a tensor, or wrote it."""
+        node = self._made.get(tensor)
+        return node is not None and node.op == "call_function"
 
     def _made_by(self, tensor: Tensor) -> fx.Node:
         """The node that made a tensor, or wrote it last."""
         node = self._made.get(tensor)
-        if node is None:  # a constant that the model holds or makes outside of its buffers
-            self.placeholder(tensor)
-            return self._made[tensor]
+        if node is None:
+            return self._constant(tensor)
         write = self._last_write.get(_storage(tensor)) if self._last_write else None
         if write is None or self._order[write] <= self._order[node]:
             return node
         # Another view of this storage was written after `tensor` was made: it sees both.
         return self._add(self.graph.call_function(written, (node, write)), tensor, {})
+
+    def _constant(self, tensor: Tensor) -> fx.Node:
+        """A tensor that the model holds, or makes, outside of its parameters and buffers."""
+        if id(tensor) in self._originals:
+            raise NotCopyable("its forward pass reaches the parameters past a copy of it")
+        return self._add(self.graph.placeholder(f"arg{len(self._order)}"), tensor, {})
+
+    def _add_made(self, node: fx.Node, made: Any, meta: Mapping[str, Any]) -> None:
+        if isinstance(made, Tensor) and made not in self._made:
+            self.products.append(weakref.ref(made))
+        self._add(node, made, meta)
 
     def _add(self, node: fx.Node, made: Any, meta: Mapping[str, Any]) -> fx.Node:
         node.meta.update(meta)
@@ -270,7 +198,7 @@ class _Recorder(TorchDispatchMode):
                 self._last_write[_storage(tensor)] = node
 
     def _without_storage(self, tensor: Tensor) -> Tensor:
-        return tensor if isinstance(tensor, fake_tensor.FakeTensor) else _meta_like(tensor)
+        return tensor if isinstance(tensor, fake_tensor.FakeTensor) else meta_like(tensor)
 
 
 def written(before: Any, write: Any) -> Any:
@@ -293,7 +221,77 @@ class _Size(NamedTuple):
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
 
 
-class _MetaRecorder(_Recorder):
+def from_numbers(*read: Any) -> Any:
+    """Graph marker: a tensor that was made outside of torch of numbers that were read before."""
+    return read
+
+
+class NumberRecorder(Recorder):
+    """Records a pass on real tensors.
+
+    The pass may write to what it makes, and to copies; of another tensor, one that the model
+    holds outside of its buffers, it gets a copy where it writes to it or takes a view of it.
+    Where numbers go through NumPy, what comes back is linked with what was read.
+    """
+
+    def __init__(self) -> None:
+        # Activations have their memory here: they are not kept.
+        super().__init__(WeakIdKeyDictionary())
+        self._replaced: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+        self._foreign: MutableMapping[Tensor, None] = WeakIdKeyDictionary()
+        self._read: list[fx.Node] = []
+
+    def beside(self, device: torch.device) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        stack.enter_context(super().beside(device))
+        stack.enter_context(_NumPyReads(self._note_read))
+        return stack
+
+    def _note_read(self, tensor: Tensor) -> None:
+        if tensor in self._made:
+            self._read.append(self._made_by(tensor))
+
+    def _writable(
+        self, schema: _Schema, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def own(tensor: Tensor) -> Tensor:
+            if tensor in self._replaced:
+                return self._replaced[tensor]
+            if not schema.aliases or (tensor in self._made and tensor not in self._foreign):
+                return tensor
+            node = self._made_by(tensor)
+            copy = self._replaced[tensor] = tensor.detach().clone()
+            self._made[copy] = node
+            return copy
+
+        return _map(own, Tensor, args), {k: _map(own, Tensor, v) for k, v in kwargs.items()}
+
+    def _constant(self, tensor: Tensor) -> fx.Node:
+        self._foreign[tensor] = None
+        outside = id(tensor) not in self._constants and tensor.numel() > 1
+        if self._read and outside and tensor.is_floating_point():
+            return self._add(self.graph.call_function(from_numbers, tuple(self._read)), tensor, {})
+        return super()._constant(tensor)
+
+
+class _NumPyReads(TorchFunctionMode):
+    """Calls a function with each tensor whose numbers are given to NumPy."""
+
+    _READING = frozenset({"numpy", "__array__", "__dlpack__"})
+
+    def __init__(self, note: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in self._READING:
+            self._note(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class MetaRecorder(Recorder):
     """Runs the operators on meta tensors, whatever device was meant.
 
     Which sizes an operator makes of which is remembered: torch finds many of them out in Python,
@@ -302,6 +300,9 @@ class _MetaRecorder(_Recorder):
 
     _known: ClassVar[dict[Hashable, Any]] = {}
     _MOST_KNOWN = 1 << 14
+
+    def __init__(self) -> None:
+        super().__init__({})
 
     def beside(self, device: torch.device) -> AbstractContextManager[Any]:
         return nullcontext()  # all is run on meta anyway
@@ -337,10 +338,13 @@ def _sizes(value: Any) -> Any:
 
 def _to_meta(value: Any) -> Any:
     """A value with tensors on meta in the place of others."""
-    return _map(lambda tensor: tensor if tensor.is_meta else _meta_like(tensor), Tensor, value)
+    return _map(lambda tensor: tensor if tensor.is_meta else meta_like(tensor), Tensor, value)
 
 
-def _meta_like(tensor: Tensor) -> Tensor:
+def meta_like(tensor: Tensor) -> Tensor:
+    """A tensor of the same size on meta; a dense one for a sparse one, which has no strides."""
+    if tensor.layout is not torch.strided:
+        return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
@@ -354,22 +358,51 @@ def _map(function: Callable[[Any], Any], kind: type, value: Any) -> Any:
 
 
 def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
-def _collect_tensors(value: Any, found: list[Tensor], seen: set[int]) -> None:
-    """Every tensor in a model's output: containers, dataclasses, output objects."""
-    if id(value) in seen:
+_MOST_OUTPUTS = 10_000
+"""Items that are taken from an output's iterator: it might have no end."""
+
+
+def _tensors_in(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
+    """Every tensor in a model's output: containers, iterators, dataclasses, any object."""
+    if id(value) in seen or isinstance(value, _WITHOUT_TENSORS):
         return
-    seen.add(id(value))
+    seen[id(value)] = value
     if isinstance(value, Tensor):
-        found.append(value)
+        yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            _collect_tensors(item, found, seen)
-    elif isinstance(value, (tuple, list, set)):
-        for item in value:
-            _collect_tensors(item, found, seen)
-    elif hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module)):
-        for item in vars(value).values():
-            _collect_tensors(item, found, seen)
+            yield from _tensors_in(item, seen)
+    else:
+        found = False
+        for item in _attributes(value):
+            for tensor in _tensors_in(item, seen):
+                found = True
+                yield tensor
+        if not found and isinstance(value, Iterable):
+            for item in islice(value, _MOST_OUTPUTS):
+                yield from _tensors_in(item, seen)
+
+
+_WITHOUT_TENSORS = (str, bytes, int, float, complex, type(None), type, range, nn.Module)
+
+
+def _attributes(value: Any) -> Iterator[Any]:
+    """What an object's attributes refer to, its slots' too."""
+    yield from getattr(value, "__dict__", {}).values()
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, name):
+                yield getattr(value, name)
+
+
+def _kept_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors on modules, outside of parameters and buffers."""
+    seen: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in INTERNAL:
+                yield from _tensors_in(value, seen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +13,16 @@ from torch._subclasses.fake_tensor import is_fake
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.builder import trace_graph
 from ghn_init.graph.graph import Graph
-from ghn_init.graph.inputs import given_inputs, likely_inputs
-from ghn_init.graph.recorder import Inputs, NeedsNumbers
+from ghn_init.graph.inputs import Inputs, given_inputs, likely_inputs
+from ghn_init.graph.passes import NeedsNumbers, Pass, has_user_hooks
+from ghn_init.graph.surroundings import Surroundings, nothing_left
 
 _IN_EVALUATION_MODE = (
     "traced in evaluation mode, as the model does not run on the inputs in training mode: parts "
     "that only training mode uses are missing"
+)
+_SKIPPED = (
+    "in training mode the forward pass skips layers: they are traced as evaluation mode runs them"
 )
 _ON_NUMBERS = "traced on random numbers, as the forward pass depends on the numbers it computes"
 
@@ -48,37 +52,139 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
 
 
 def _trace_plain(model: nn.Module, example_inputs: Any) -> Graph:
-    guessed = example_inputs is None
-    candidates = list(likely_inputs(model)) if guessed else [given_inputs(example_inputs)]
-    errors: list[GHNInitError] = []
-    for training in (True, False):  # every size in training mode first: it shows auxiliary heads
-        graph = _first_that_runs(model, candidates, training, errors)
-        if graph is not None:
-            return graph if training else replace(graph, notes=(_IN_EVALUATION_MODE, *graph.notes))
-    tried = f" Tried: {'; '.join(map(str, candidates))}." if guessed else ""
-    raise GHNInitError(f"{errors[0]}{tried}") from errors[0]
+    with nothing_left() as around:
+        return _Search(model, around).graph(example_inputs)
 
 
-def _first_that_runs(
-    model: nn.Module, candidates: Sequence[Inputs], training: bool, errors: list[GHNInitError]
-) -> Graph | None:
-    """The graph from the first inputs on which the model runs; why it did not, into `errors`.
+class _Search:
+    """Looks for inputs on which a model runs, and for a way to run it."""
 
-    Real numbers are given to the model only if it asks for them on all of the inputs that it takes.
-    """
-    need_numbers: list[Inputs] = []
-    for inputs in candidates:
+    def __init__(self, model: nn.Module, around: Surroundings) -> None:
+        self.model, self.around = model, around
+        self.errors: list[GHNInitError] = []
+
+    def graph(self, example_inputs: Any) -> Graph:
+        guessed = example_inputs is None
+        candidates = list(likely_inputs(self.model)) if guessed else [given_inputs(example_inputs)]
+        if guessed and has_user_hooks(self.model):
+            candidates = self._without_hooks(candidates)
+        tried = f" Tried: {'; '.join(map(str, candidates))}." if guessed else ""
+        for how in (Pass(), Pass(copied=False)):
+            # Every size in training mode first: it shows auxiliary heads.
+            for training in (True, False):
+                found = self._first_that_runs(candidates, replace(how, training=training))
+                if found is not None:
+                    return self._complete(*found)
+            candidates = candidates[:1]  # the model itself is run only if no copy of it runs
+        raise GHNInitError(f"{self.errors[0]}{tried}") from self.errors[0]
+
+    def _without_hooks(self, candidates: list[Inputs]) -> list[Inputs]:
+        """The inputs on which the model runs without its users' hooks, in front of the others.
+
+        Hooks are part of what a model computes, and are called; but once, and not for each size.
+        """
+        for how in (Pass(hooks=False), Pass(hooks=False, training=False)):
+            if (found := self._first_that_runs(candidates, how)) is not None:
+                return [found[0], *(inputs for inputs in candidates if inputs is not found[0])]
+        return candidates
+
+    def _first_that_runs(
+        self, candidates: Sequence[Inputs], how: Pass
+    ) -> tuple[Inputs, Pass, Graph] | None:
+        """The first inputs on which the model runs; why it did not run on others is kept.
+
+        Real numbers are given to the model only if it does not run without: on the inputs for
+        which it asked for numbers, and on the likeliest ones, as it may have asked for numbers in
+        a way that looks like any other error.
+        """
+        asked: list[Inputs] = []
+        for inputs in candidates:
+            try:
+                return inputs, how, self._trace(inputs, how)
+            except NeedsNumbers:
+                asked.append(inputs)
+            except GHNInitError:
+                pass
+        on_meta = any(param.is_meta for param in self.model.parameters())
+        others = [] if on_meta else [c for c in _likeliest(candidates) if c not in asked]
+        for inputs in (*asked, *others):
+            try:
+                with_numbers = replace(how, numbers=True)
+                return inputs, with_numbers, self._trace(inputs, with_numbers)
+            except GHNInitError:
+                pass
+        return None
+
+    def _trace(self, inputs: Inputs, how: Pass) -> Graph:
         try:
-            return trace_graph(model, inputs, training)
+            return trace_graph(self.model, inputs, how, self.around)
         except GHNInitError as error:
-            errors.append(error)
-            need_numbers += [inputs] if isinstance(error, NeedsNumbers) else []
-    for inputs in need_numbers:
-        try:
-            return replace(trace_graph(model, inputs, training, fake=False), notes=(_ON_NUMBERS,))
-        except GHNInitError as error:
-            errors.append(error)
-    return None
+            self.errors.append(error)
+            raise
+
+    def _complete(self, inputs: Inputs, how: Pass, graph: Graph) -> Graph:
+        """The graph with the layers that a pass in training mode skipped, and with notes."""
+        notes = []
+        if how.training and graph.unused():
+            complete = self._with_skipped(inputs, how, graph)
+            notes = [_SKIPPED] if complete is not graph else []
+            graph = complete
+        if len(graph.unused()) == len(graph.shapes):
+            raise GHNInitError(
+                f"no output of {type(self.model).__name__} depends on a parameter, as far as it "
+                "can be traced: there is nothing to predict."
+            )
+        if not how.training:
+            notes.append(_IN_EVALUATION_MODE)
+        if how.numbers:
+            notes.append(_ON_NUMBERS)
+        return replace(graph, notes=(*notes, *graph.notes))
+
+    def _with_skipped(self, inputs: Inputs, how: Pass, graph: Graph) -> Graph:
+        """The graph of a pass that uses more parameters, if evaluation mode shows that one can.
+
+        Layers that are skipped at random (stochastic depth, LayerDrop) are not in evaluation
+        mode; auxiliary heads are in training mode only. Where a model has both, evaluation mode
+        is for the modules around the skipped layers alone.
+        """
+        found = self._first_that_runs([inputs], replace(how, training=False, numbers=False))
+        if found is None or not (skipped := graph.unused() - found[2].unused()):
+            return graph
+        if found[2].unused() <= graph.unused():
+            return found[2]
+        around = _modules_around(self.model, skipped, graph.unused())
+        mixed = self._first_that_runs([inputs], replace(how, evaluated=around, numbers=False))
+        graphs = [graph, found[2], *([mixed[2]] if mixed else [])]
+        return min(graphs, key=lambda g: len(g.unused()))
+
+
+def _likeliest(candidates: Sequence[Inputs]) -> list[Inputs]:
+    """The first input of each kind: an image, a list of images."""
+    kinds = {tuple(type(arg) for arg in inputs.args): inputs for inputs in reversed(candidates)}
+    return list(reversed(kinds.values()))
+
+
+def _modules_around(
+    model: nn.Module, skipped: Collection[str], unused: Collection[str]
+) -> frozenset[str]:
+    """Names of the modules that may have skipped parameters: their layers, and who calls these."""
+    modules, around = dict(model.named_modules()), set()
+    for name in skipped:
+        path = name.rpartition(".")[0]
+        while path and _all_within(model, path.rpartition(".")[0], unused):
+            path = path.rpartition(".")[0]
+        around.add(path)
+        while path:
+            path = path.rpartition(".")[0]
+            around.add(path)
+            if not isinstance(modules[path], (nn.ModuleList, nn.ModuleDict)):
+                break
+    return frozenset(around)
+
+
+def _all_within(model: nn.Module, path: str, names: Collection[str]) -> bool:
+    module = model.get_submodule(path)
+    return all(name in names for name, _ in module.named_parameters(path))
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:

@@ -17,7 +17,7 @@ from published_generator import load_official_graph, recorded_graph
 from ghn_init import GHNInitError
 from ghn_init.graph.builder import trace_graph
 from ghn_init.graph.graph import Node
-from ghn_init.graph.recorder import Inputs
+from ghn_init.graph.inputs import Inputs
 from ghn_init.train.networks.depthwise import _DepthwiseConv, depthwise_conv
 from ghn_init.train.networks.generate import sample
 from ghn_init.train.networks.genotypes import Architecture, Cell, from_json, to_json
