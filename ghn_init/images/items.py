@@ -134,24 +134,18 @@ def _image_folder(root: Path, split: str, bare: bool) -> Items:
     found = [list(_scan(folder / name, above)) for name in classes]
     if not any(found):
         raise GHNInitError(f"there are no images in {folder}/<class>/.")
-    _check_classes({part: place for part, place in parts.items() if place is not None})
+    for other in parts.values():
+        different = set(classes) ^ set(classes if other is None else _classes(other))
+        if different:  # their numbers would not mean the same
+            names = ", ".join(sorted(different)[:5])
+            raise GHNInitError(
+                f"{folder} and {other} have different classes ({names}): give data with the same "
+                "ones in both."
+            )
     counts = torch.tensor([len(files) for files in found])
     labels = torch.arange(len(classes)).repeat_interleave(counts)
     files = [path for paths in found for path in paths]
     return Items(_Files(files, labels.tolist()), torch.arange(len(files)), labels, classes)
-
-
-def _check_classes(parts: dict[str, Path]) -> None:
-    """Refuse splits with different classes: their numbers would not mean the same."""
-    first, *others = parts.values()
-    for other in others:
-        different = set(_classes(first)) ^ set(_classes(other))
-        if different:
-            names = ", ".join(sorted(different)[:5])
-            raise GHNInitError(
-                f"{first} and {other} have different classes ({names}): give data with the same "
-                "ones in both."
-            )
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

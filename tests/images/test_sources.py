@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_splits_with_different_classes(split: str, folder: Path) -> None:
     """`test/b` under another name would be numbered as `b`, or its images as `a`."""
     os.rename(folder / "test" / "b", folder / "test" / "0b")
-    with pytest.raises(GHNInitError, match=r"test have different classes \(0b, b\)"):
+    with pytest.raises(GHNInitError, match=r"have different classes \(0b, b\)"):
         load_images(str(folder), split, image_size=16)
     with pytest.raises(GHNInitError, match=r"different classes \(0b, b\)"):
         load_split(str(folder), 16)
