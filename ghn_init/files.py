@@ -88,6 +88,31 @@ def replacing(
     _flush_folder(target.parent)
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create a folder, and keep other processes that ask for this too out of it in the block.
+
+    Raises:
+        GHNInitError: another process has locked it, or it cannot be written to.
+    """
+    import filelock  # here: importing it takes longer than this module does
+
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise GHNInitError(
+            f"another process writes to {folder}. Wait for its end, or give another folder."
+        ) from error
+    except OSError as error:
+        raise GHNInitError(f"cannot use the folder {folder}: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def sweep(folder: Path, name: str = "*") -> None:
     """Deletes the temporary files of processes that were killed long ago.
 

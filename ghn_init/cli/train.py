@@ -143,7 +143,7 @@ def _eval(options: argparse.Namespace) -> None:
             world.device,
             progress=True,
         )
-        if options.num_images:
+        if options.num_images is not None:
             images = first(images, options.num_images)
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)

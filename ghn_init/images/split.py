@@ -41,7 +41,9 @@ class Split:
 
 
 def first(images: Images, count: int) -> Images:
-    """The first so many images of the test order."""
+    """The first so many images of the test order; `GHNInitError` if they are less than one."""
+    if count < 1:
+        raise GHNInitError(f"{count} images are none: give 1 or more.")
     return images.subset(test_order(len(images.labels))[:count])
 
 

@@ -14,7 +14,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """In the `with` block, SIGINT and SIGTERM are taken note of; a second SIGINT ends at once.
 
-    Outside of the main thread, which alone may handle signals, nothing is changed.
+    Outside of the main thread, which alone may handle signals, nothing is changed. A signal that
+    the process ignores, as SIGINT in the background of a script, stays ignored.
 
     Arguments:
         quiet: say nothing on stderr when a signal arrives.
@@ -27,7 +28,10 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._usual = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            usual = {number: signal.getsignal(number) for number in _SIGNALS}
+            self._usual = {n: h for n, h in usual.items() if h not in (signal.SIG_IGN, None)}
+        for number in self._usual:
+            signal.signal(number, self._note)
         return self
 
     def __exit__(

@@ -108,12 +108,12 @@ class Trainer:
         if self.world.is_main:
             self._go_on()
         start, before = time.monotonic(), state.seconds
-        batches = self.images.train_batches(
-            config.images_per_step, config.seed, state.step, config.steps, config.augment
-        )
-        meta_batches = self._meta_batches()
         logger = Logger(self.folder, config, state, self.schedule.log_every, self.quiet)
         with Interruption(self.quiet) as interruption, logger:
+            batches = self.images.train_batches(
+                config.images_per_step, config.seed, state.step, config.steps, config.augment
+            )
+            meta_batches = self._meta_batches()
             while state.step < config.steps:
                 with timer.part("data"):
                     batch = next(batches)
@@ -165,10 +165,10 @@ class Trainer:
         if self.quiet:
             return
         if step:
-            print(f"going on after step {step} of {self.config.steps}", file=sys.stderr)
+            print(f"resuming after step {step} of {self.config.steps}", file=sys.stderr)
         if dropped:
-            print(f"metrics of steps that were not saved are dropped: {dropped} lines behind step "
-                  f"{step}", file=sys.stderr)  # fmt: skip
+            print(f"dropping {dropped} lines of metrics after step {step}: those steps were not "
+                  "saved, and are made again", file=sys.stderr)  # fmt: skip
 
     def _set_threads(self) -> None:
         """The number that is asked for, or that the run began with, or that is faster now."""

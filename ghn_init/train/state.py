@@ -18,12 +18,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ghn_init.errors import GHNInitError
-from ghn_init.files import atomic_path
+from ghn_init.files import atomic_path, locked
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.images.batches import Images
 from ghn_init.loading.checkpoint import save_checkpoint
@@ -89,23 +88,11 @@ class RunFolder:
         Raises:
             GHNInitError: it holds another run, is in use, or cannot be written.
         """
-        lock = filelock.FileLock(self.path / ".lock", timeout=0)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise GHNInitError(
-                f"another process trains in {self.path}. Wait for its end, or give another --out."
-            ) from error
-        except OSError as error:
-            raise GHNInitError(f"cannot use the folder {self.path}: {error.strerror}.") from error
-        try:
+        with locked(self.path):
             self._check_config()
             with atomic_path(self.path / "config.json") as temporary:
                 temporary.write_text(self.config.to_json() + "\n", encoding="utf-8")
             yield
-        finally:
-            lock.release()
 
     def save(
         self,
@@ -185,7 +172,8 @@ class RunFolder:
         """Forget the metrics of steps that were made after the state was saved; their number."""
         if not self.metrics_file.exists():
             return 0
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = self.metrics_file.read_text(encoding="utf-8", errors="replace")
+        lines = text.splitlines(keepends=True)
         kept = [line for line in lines if _step_of(line) <= step]
         if len(kept) < len(lines):
             with atomic_path(self.metrics_file) as temporary:
@@ -215,13 +203,12 @@ class RunFolder:
         if not self.state_file.exists():
             return
         file = self.path / "config.json"
-        if file.exists():
-            text = file.read_text(encoding="utf-8")
-        else:
-            text = self._read_state("cpu", mmap=True).get("config", "")
         try:
-            old = from_json(text)
-        except GHNInitError as error:
+            if file.exists():
+                old = from_json(file.read_text(encoding="utf-8"))
+            else:
+                old = from_json(self._read_state("cpu", mmap=True).get("config", ""))
+        except (GHNInitError, UnicodeDecodeError) as error:
             raise GHNInitError(
                 f"{file} is missing or damaged, so that the run in {self.path} cannot be told "
                 "from others. Put it back, or give another --out."

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ghn_init import GHNInitError
+from ghn_init.files import locked
 from ghn_init.train.networks import generate
 from ghn_init.train.networks.generate import SPLITS, make_nets, sample
 from ghn_init.train.networks.genotypes import to_json
@@ -93,6 +94,17 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
         load_nets(tmp_path, "test", 3)
     with pytest.raises(GHNInitError, match="unknown split"):
         make_nets("nonsense", 1, tmp_path)
+    for count in (0, -1):
+        with pytest.raises(GHNInitError, match="give 1 or more"):
+            load_nets(tmp_path, "test", count)
+        with pytest.raises(GHNInitError, match="give 1 or more"):
+            make_nets("test", count, tmp_path)
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(GHNInitError, match="another process writes"):
+        make_nets("test", 2, tmp_path)
+    make_nets("test", 2, tmp_path, workers=1)
 
 
 def test_ten_networks_a_second_are_few(tmp_path: Path) -> None:

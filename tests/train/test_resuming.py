@@ -133,8 +133,8 @@ def test_what_is_made_again_is_said(
     capsys.readouterr()
     train(config(steps=2), tmp_path, ALONE, Schedule(1, 1))
     error = capsys.readouterr().err
-    assert "going on after step 2 of 2" in error
-    assert "2 lines behind step 2" in error
+    assert "resuming after step 2 of 2" in error
+    assert "dropping 2 lines of metrics after step 2" in error
     assert len(metrics(tmp_path)) == 2
 
 
@@ -146,7 +146,7 @@ def test_two_runs_do_not_share_a_folder(config: MakeConfig, tmp_path: Path) -> N
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with (
         RunFolder(tmp_path, config()).in_use(),
-        pytest.raises(GHNInitError, match="another process trains in"),
+        pytest.raises(GHNInitError, match="another process writes to"),
     ):
         train(config(), tmp_path, ALONE, OFTEN)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

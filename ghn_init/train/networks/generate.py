@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from ghn_init.errors import GHNInitError
+from ghn_init.files import locked
 from ghn_init.progress import Progress
 from ghn_init.train.networks.genotypes import (
     PARAMETER_FREE,
@@ -88,24 +90,33 @@ def make_nets(
         workers: processes; None for one a core.
 
     Raises:
-        GHNInitError: the split is unknown, the file holds something else, or cannot be written.
+        GHNInitError: the split is unknown, the file holds something else, another process writes
+            to the folder, or it cannot be written.
     """
     if split not in SPLITS and split not in ZOO_SPLITS:
         known = ", ".join((*SPLITS, *ZOO_SPLITS))
         raise GHNInitError(f"unknown split {split!r}; known are {known}.")
+    if count < 1:
+        raise GHNInitError(f"count is {count}: give 1 or more.")
     path = nets_path(folder, split)
     workers = workers or os.cpu_count() or 1
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        done = _resume(path, split, seed)
-        with open(path, "a", encoding="utf-8") as file, Progress(count, "network", done) as shown:
-            for lines in _chunks(split, seed, done, count, workers):
-                file.writelines(f"{line}\n" for line in lines)
-                file.flush()
-                shown.step(len(lines), split=split)
-    except OSError as error:
-        raise GHNInitError(f"cannot write {path}: {error.strerror}.") from error
+    with locked(folder):
+        try:
+            done = _resume(path, split, seed)
+            with open(path, "a", encoding="utf-8") as file:
+                _extend(file, split, seed, range(done, count), workers)
+        except OSError as error:
+            raise GHNInitError(f"cannot write {path}: {error.strerror}.") from error
     return path
+
+
+def _extend(file: IO[str], split: str, seed: int, indices: range, workers: int) -> None:
+    """Write architectures to the end of a file."""
+    with Progress(indices.stop, "network", indices.start) as shown:
+        for lines in _chunks(split, seed, indices.start, indices.stop, workers):
+            file.writelines(f"{line}\n" for line in lines)
+            file.flush()
+            shown.step(len(lines), split=split)
 
 
 def splits_of(space: str, split: str) -> list[str]:

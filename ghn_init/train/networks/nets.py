@@ -69,6 +69,8 @@ def load_nets(folder: Path, split: str, count: int | None = None) -> list[Net]:
     Raises:
         GHNInitError: there is no such file, it is damaged, or has fewer architectures.
     """
+    if count is not None and count < 1:
+        raise GHNInitError(f"{count} architectures are none: give 1 or more.")
     official = folder / f"deepnets1m_{'train' if split == 'train' else 'eval'}_meta.json"
     try:
         if nets_path(folder, split).exists():
