@@ -138,7 +138,12 @@ def apply(
     it, those from L on get the noise and the orthogonal step, and earlier ones stay as predicted.
     What no primitive fits is left, and named in the report. A model on the meta device is given
     memory where the hypernetwork computes, and what is not predicted of it its own initialization,
-    which takes as long as building it on a real device.
+    which takes as long as building it on a real device. Of parameters that share memory the first
+    is written. A model that is sharded or offloaded is refused: apply before.
+
+    The same arguments give the same tensors to the bit on one kind of processor with one number of
+    threads. With another, rounding differs by some 2e-7, which the orthogonal step can enlarge to
+    2e-3 where the channels of a predicted weight are nearly equal.
 
     Returns: the same model.
 

@@ -11,7 +11,7 @@ Parser = argparse.ArgumentParser
 Commands: TypeAlias = "argparse._SubParsersAction[DeferredParser]"
 """What `ArgumentParser.add_subparsers` gives: a command is added to it."""
 
-_MODEL = "a timm or torchvision model name, or path/to/file.py:factory"
+_MODEL = "a timm or torchvision model name, or path/to/file.py:factory (runs the file)"
 
 
 def add_model(parser: Parser, several: bool = False) -> None:
