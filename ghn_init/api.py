@@ -12,6 +12,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from ghn_init.devices import usable_device
 from ghn_init.errors import GHNInitError
 from ghn_init.files import atomic_path, check_safetensors_name
 from ghn_init.graph.graph import Graph
@@ -315,10 +316,7 @@ def _hypernetwork(
     """The hypernetwork that a method needs, and a warning where it is not the usual one."""
     if method.hypernetwork is None:
         return None, ""
-    try:
-        device = None if device is None else torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise GHNInitError(f"device {device!r} cannot be used: {error}") from error
+    device = None if device is None else usable_device(device)
     warning = ""
     if ghn is None:
         loaded, warning = load_default(method.hypernetwork, device or "cpu")
