@@ -26,16 +26,17 @@ from ghn_init.loading.writing import write_state
 from ghn_init.methods.kept import HEADS, kept_head, kept_parameters
 from ghn_init.methods.method import Job, Method
 from ghn_init.methods.registry import METHODS
-from ghn_init.methods.values import new_values, post_processing
+from ghn_init.methods.values import NewValues, new_values, post_processing
 from ghn_init.methods.variants import Variant, parse_method
 from ghn_init.report import Report
 from ghn_init.version import __version__
 from ghn_init.weights.assignment import assign
 from ghn_init.weights.postprocess import (
-    PostProcessed,
     PostProcessing,
     weight_layers,
+    without_factors,
 )
+from ghn_init.weights.spectral import update_spectral_norms
 from ghn_init.weights.tiling import repeated_all
 
 Checkpoint = str | os.PathLike[str] | GHN
@@ -59,6 +60,7 @@ def apply(
     seed: int = ...,
     example_inputs: Any = ...,
     include_frozen: bool = ...,
+    include_deliberate: bool = ...,
     return_report: Literal[False] = ...,
 ) -> nn.Module: ...
 
@@ -80,6 +82,7 @@ def apply(
     seed: int = ...,
     example_inputs: Any = ...,
     include_frozen: bool = ...,
+    include_deliberate: bool = ...,
     return_report: Literal[True],
 ) -> tuple[nn.Module, Report]: ...
 
@@ -100,6 +103,7 @@ def apply(
     seed: int = 0,
     example_inputs: Any = None,
     include_frozen: bool = False,
+    include_deliberate: bool = False,
     return_report: bool = False,
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Initialize a model in place, by default with parameters that a hypernetwork predicts.
@@ -133,6 +137,9 @@ def apply(
         example_inputs: as in `trace`.
         include_frozen: also write parameters with `requires_grad=False`, which are left by
             default.
+        include_deliberate: also write parameters whose values no random initialization gives, which
+            are left by default: weights that are zero (LoRA's B, a zero convolution), constant or
+            an identity, and the biases of such layers.
         return_report: return `(model, report)`.
 
     Without `-orth` every convolution and linear weight but the classifier gets the noise; with
@@ -166,7 +173,9 @@ def apply(
         return (model, report) if return_report else model
     hypernetwork, warning = _hypernetwork(variant.method, ghn, device)
     graph = trace(model, example_inputs)
-    kept = kept_parameters(model, graph, hypernetwork, variant, head, include_frozen)
+    kept = kept_parameters(
+        model, graph, hypernetwork, variant, head, include_frozen, include_deliberate
+    )
     job = Job(
         model,
         graph,
@@ -177,10 +186,10 @@ def apply(
         **given,
     )
     steps = post_processing(variant, hypernetwork)
-    values, processed = new_values(job, variant.method, steps)
-    tensors = values | processed.tensors
-    notes = (*([warning] if warning else []), *assign(model, tensors, seed))
-    report = _report(job, variant.method, steps, kept, values, processed, notes)
+    values = new_values(job, variant.method, steps)
+    notes = (*([warning] if warning else []), *assign(model, values.tensors, seed))
+    buffers = update_spectral_norms(model, values.tensors)
+    report = _report(job, variant.method, steps, kept, values, buffers, notes)
     return (model, report) if return_report else model
 
 
@@ -224,7 +233,8 @@ def predict(
     wanted = [g.shapes.keys() - kept_head(g, hypernetwork, head) for g in graphs]
     with plain_modes(), torch.no_grad(), torch.device("cpu"):
         found = predict_graphs(graphs, hypernetwork, wanted, seed)
-        whole = [repeated_all(f, g.shapes) for f, g in zip(found, graphs, strict=True)]
+        params = [without_factors(f, g) for f, g in zip(found, graphs, strict=True)]
+        whole = [repeated_all(p, g.shapes) for p, g in zip(params, graphs, strict=True)]
         predicted = [{n: t.float() for n, t in tensors.items()} for tensors in whole]
     return predicted[0] if isinstance(model, nn.Module) else predicted
 
@@ -345,8 +355,8 @@ def _report(
     method: Method,
     steps: PostProcessing,
     kept: Mapping[str, str],
-    values: Mapping[str, Tensor],
-    processed: PostProcessed,
+    values: NewValues,
+    buffers: tuple[str, ...],
     notes: tuple[str, ...],
 ) -> Report:
     graph, ghn = job.graph, job.hypernetwork
@@ -362,11 +372,12 @@ def _report(
         checkpoint_revision=ghn.origin.revision if ghn is not None else None,
         noise=steps.noise or None,
         orth_start=steps.first_layer(len(weight_layers(graph))) if steps.orth else None,
-        written=tuple(values),
-        postprocessed=tuple(processed.tensors),
-        left={name: kept.get(name, otherwise) for name in graph.shapes if name not in values},
-        rank_deficient=processed.rank_deficient,
-        notes=(*notes, *graph.notes, *_token_notes(job, values)),
+        written=tuple(values.tensors),
+        buffers=buffers,
+        postprocessed=values.postprocessed,
+        left={n: kept.get(n, otherwise) for n in graph.shapes if n not in values.tensors},
+        rank_deficient=values.rank_deficient,
+        notes=(*notes, *graph.notes, *_token_notes(job, values.tensors), *values.notes),
     )
 
 

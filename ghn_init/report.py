@@ -27,7 +27,8 @@ class Report:
         noise: beta of Eq. 1 of the second paper; None where none was added.
         orth_start: L of the second paper, counted from 1; None without orthogonal step.
         written: parameters that got a new value.
-        postprocessed: those of them that got noise, the orthogonal step, or both.
+        buffers: buffers that follow the new values, as spectral norm's u and v.
+        postprocessed: those of the parameters written that got noise, the orthogonal step, or both.
         left: parameters that kept their own initialization, with the reason.
         rank_deficient: parameters that lacked full rank before the orthogonal step, which then
             chose the missing directions.
@@ -45,6 +46,7 @@ class Report:
     noise: float | None = None
     orth_start: int | None = None
     written: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
     postprocessed: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     rank_deficient: tuple[str, ...] = ()
@@ -87,6 +89,8 @@ class Report:
         if settings:
             lines.insert(1, ", ".join(settings))
         lines += [f"  left: {names}: {reason}" for names, reason in grouped_by_reason(self.left)]
+        if self.buffers:
+            lines.append(f"  written too: {abridged(self.buffers)}: follow the new weights")
         if self.rank_deficient:
             names = abridged(self.rank_deficient)
             lines.append(f"  note: {names}: lacked full rank before the orthogonal step")

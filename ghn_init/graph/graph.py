@@ -32,7 +32,8 @@ PRIMITIVES = (
     "pos_enc",
     "glob_avg",
 )
-"""The vocabulary; a primitive's position is its row in a checkpoint's embedding table."""
+"""The vocabulary. A primitive's position is its row in every checkpoint's embedding table: the
+checkpoints freeze the names' order, and new ones could only be added at the end."""
 
 WEIGHTS = frozenset({"conv", "sep_conv", "dil_conv"})
 NORMS = frozenset({"bn", "ln"})
@@ -64,6 +65,24 @@ UNUSED = "not used by the forward pass"
 
 
 @dataclass(frozen=True)
+class Passage:
+    """What a tensor goes through between two nodes.
+
+    Arguments:
+        rectified: an activation that passes positive values, such as ReLU or GELU.
+        normalized: a norm without parameters, or a function with values in a fixed range.
+        factors: what it is multiplied by: numbers, and names of parameters (layer scale).
+    """
+
+    rectified: bool = False
+    normalized: bool = False
+    factors: tuple[float | str, ...] = ()
+
+
+NO_PASSAGE = Passage()
+
+
+@dataclass(frozen=True)
 class Graph:
     """A model as a directed acyclic graph (GHN-3 paper, Section 3.1), in topological order.
 
@@ -73,7 +92,15 @@ class Graph:
         left: parameters that no node carries, by name, with the reason.
         shapes: every parameter of the model and its shape, in the model's order.
         notes: whatever is out of the ordinary about the trace.
-        stated_classes: the model's own `num_classes`, if it has such an attribute.
+        heads: the model's last layers, in the order of the graph: names of the weight and of the
+            bias (None without one). None where they are not known, as in a graph that was not
+            traced.
+        factors: constants that the model multiplies a parameter by before it uses it (as in
+            equalized learning rates), by name. Predictions are divided by them.
+        normalized: weights that the model normalizes itself (weight norm, weight standardization,
+            spectral norm): their size does not matter.
+        passages: what stands between nodes, by edge, where anything does. (Graphs are equal
+            without them: an attention's scale is seen or not, as it is fused or not.)
     """
 
     nodes: tuple[Node, ...]
@@ -81,7 +108,10 @@ class Graph:
     left: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    stated_classes: int | None = None
+    heads: tuple[tuple[str, str | None], ...] | None = None
+    factors: Mapping[str, float] = field(default_factory=dict)
+    normalized: frozenset[str] = frozenset()
+    passages: Mapping[tuple[int, int], Passage] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -120,7 +150,7 @@ class Graph:
         return frozenset(name for name, reason in self.left.items() if reason == UNUSED)
 
     def norm_parameters(self, primitives: AbstractSet[str] = NORMS) -> frozenset[str]:
-        """Names of the weights and biases of normalisation layers, or of some kinds of them."""
+        """Names of the weights and biases of normalization layers, or of some kinds of them."""
         norms = (node for node in self.nodes if node.op in primitives & NORMS)
         return frozenset(name for n in norms for name in (n.param, n.norm_bias) if name)
 
@@ -131,8 +161,12 @@ class Graph:
         It is recognised by position: the last node, or the last but one before its bias, being
         the weight of a linear layer or of a 1x1 convolution. Where several such layers are joined
         at the end (the two heads of distillation), it is all of them; otherwise there is none.
-        A layer whose outputs are not as many as the model's own `num_classes` is none either.
+        A traced model's classification layer is also one of its last layers (`heads`), and none of
+        them has another number of outputs: a detector has none.
         """
+        outputs = {self.shapes[weight][0] for weight, _ in self.heads or ()}
+        if self.heads is not None and len(outputs) != 1:
+            return ()
         last = len(self.nodes) - 1
         ends = self.predecessors[last] if self.nodes[last].op in ("sum", "concat") else [last]
         heads = [self._head(end) for end in ends]
@@ -149,7 +183,7 @@ class Graph:
         node = self.nodes[index]
         if node.op != "conv" or node.shape is None:
             return False
-        if self.stated_classes not in (None, node.shape[0]):
+        if self.heads is not None and node.param not in dict(self.heads):
             return False
         return len(node.shape) == 2 or (len(node.shape) == 4 and node.shape[2:] == (1, 1))
 
@@ -161,6 +195,17 @@ class Graph:
         shape = self.nodes[self.classifiers[0][0]].shape
         assert shape is not None
         return shape[0]
+
+    @property
+    def head_parameters(self) -> frozenset[str]:
+        """Names of the weights and biases of all last layers."""
+        last = self.heads
+        if last is None:
+            params = [
+                [self.nodes[i].param for i in both if i is not None] for both in self.classifiers
+            ]
+            return frozenset(name for names in params for name in names if name)
+        return frozenset(name for both in last for name in both if name)
 
     def with_prefix(self, prefix: str) -> Graph:
         """The graph of the same model inside a wrapper that prefixes its parameters' names."""
@@ -178,7 +223,16 @@ class Graph:
             {prefix + name: reason for name, reason in self.left.items()},
             {prefix + name: shape for name, shape in self.shapes.items()},
             self.notes,
-            self.stated_classes,
+            None if self.heads is None else tuple((prefix + w, renamed(b)) for w, b in self.heads),
+            {prefix + name: factor for name, factor in self.factors.items()},
+            frozenset(prefix + name for name in self.normalized),
+            {
+                edge: replace(
+                    passage,
+                    factors=tuple(prefix + f if isinstance(f, str) else f for f in passage.factors),
+                )
+                for edge, passage in self.passages.items()
+            },
         )
 
     def summary(self) -> str:

@@ -10,9 +10,10 @@ from ghn_init.graph.graph import NORMS, Graph
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.methods.variants import Variant
 from ghn_init.weights.assignment import unfit_parameters
+from ghn_init.weights.deliberate import deliberate_values
 
 HEADS = ("auto", "predict", "keep")
-"""What can be done with the classification layer."""
+"""What can be done with the last layers."""
 
 
 def kept_parameters(
@@ -22,6 +23,7 @@ def kept_parameters(
     variant: Variant,
     head: str,
     include_frozen: bool,
+    include_deliberate: bool,
 ) -> dict[str, str]:
     """Parameters that are left as they are, with the reason. Nothing is computed for them."""
     kept = unfit_parameters(model)
@@ -33,6 +35,8 @@ def kept_parameters(
     if not include_frozen:
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         _leave(kept, frozen, "frozen (requires_grad=False); see include_frozen")
+    if not include_deliberate:
+        kept = {**deliberate_values(model, graph), **kept}
     return kept
 
 
@@ -43,19 +47,21 @@ def _leave(kept: dict[str, str], names: Collection[str], reason: str) -> None:
 
 
 def kept_head(graph: Graph, ghn: GHN, head: str) -> frozenset[str]:
-    """Parameters of the classification layers, if they are not to be predicted."""
+    """Parameters of the last layers, if they are not to be predicted."""
     if head == "predict" or (head == "auto" and graph.num_classes == ghn.config.num_classes):
         return frozenset()
-    indices = (index for both in graph.classifiers for index in both if index is not None)
-    return frozenset(param for i in indices if (param := graph.nodes[i].param))
+    return graph.head_parameters
 
 
 def _head_reason(graph: Graph, ghn: GHN, head: str) -> str:
     if head == "keep":
-        return 'classification layer kept (head="keep")'
+        return 'last layer kept (head="keep")'
+    anyway = 'head="predict" predicts it all the same'
+    if graph.num_classes is None:
+        return f"last layer kept, as it is no classification layer like the checkpoint's ({anyway})"
     return (
         f"classification layer of {graph.num_classes} classes, the checkpoint's has "
-        f'{ghn.config.num_classes} (head="predict" predicts it all the same)'
+        f"{ghn.config.num_classes} ({anyway})"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from ghn_init.graph.isolation import plain_modes
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.methods.method import Job, Method
 from ghn_init.methods.variants import Variant
-from ghn_init.weights.postprocess import PostProcessed, PostProcessing, post_process
+from ghn_init.weights.branches import stabilize
+from ghn_init.weights.postprocess import PostProcessing, post_process, without_factors
 
 
 def post_processing(variant: Variant, ghn: GHN | None) -> PostProcessing:
@@ -25,10 +27,25 @@ def post_processing(variant: Variant, ghn: GHN | None) -> PostProcessing:
     return PostProcessing(noise or 0.0, method.orthogonal, start)
 
 
-def new_values(
-    job: Job, method: Method, steps: PostProcessing
-) -> tuple[dict[str, Tensor], PostProcessed]:
-    """What the method gives for the parameters that may be written, and post-processing of it."""
+@dataclass(frozen=True)
+class NewValues:
+    """What is to be written.
+
+    Arguments:
+        tensors: by parameter name, as `weights.assign` takes them.
+        postprocessed: names of those that got noise, the orthogonal step, or both.
+        rank_deficient: names of those that lacked full rank before the orthogonal step.
+        notes: for the report.
+    """
+
+    tensors: dict[str, Tensor]
+    postprocessed: tuple[str, ...]
+    rank_deficient: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def new_values(job: Job, method: Method, steps: PostProcessing) -> NewValues:
+    """What the method gives for the parameters that may be written, post-processed."""
     assert method.values is not None
     # Whatever default device the caller has set, what is drawn is drawn on the CPU.
     with plain_modes(), torch.no_grad(), torch.device("cpu"):
@@ -36,7 +53,12 @@ def new_values(
         _check_shapes(given, job.graph)
         values = {name: given[name].float() for name in job.writable if name in given}
         _check_finite(values, job)
-        return values, post_process(job.graph, values, steps, job.generator)
+        processed = post_process(job.graph, values, steps, job.generator)
+        tensors = values | processed.tensors
+        own = dict(job.model.named_parameters())
+        stable = stabilize(job.graph, tensors, own, scale=job.hypernetwork is not None)
+        tensors = without_factors(tensors | dict(stable.tensors), job.graph)
+        return NewValues(tensors, tuple(processed.tensors), processed.rank_deficient, stable.notes)
 
 
 def _check_shapes(values: Mapping[str, Tensor], graph: Graph) -> None:

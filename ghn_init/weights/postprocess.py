@@ -135,6 +135,16 @@ def _changed_batch(layers: Sequence[_Layer], steps: PostProcessing) -> list[tupl
     return list(zip(batch.unbind(), lacked.unbind(), strict=True))
 
 
+def without_factors(tensors: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:
+    """Weights -> parameters, where the model multiplies parameters by a constant before use.
+
+    Equalized learning rates (Karras et al., 2018, https://arxiv.org/abs/1710.10196, Section 4.1)
+    scale a parameter of variance 1 to a weight of the usual size.
+    """
+    scaled = {n: tensors[n] / factor for n, factor in graph.factors.items() if n in tensors}
+    return tensors | scaled
+
+
 def weight_layers(graph: Graph) -> list[str]:
     """Convolution and linear weights in the order of the graph, the classifier included.
 
@@ -145,7 +155,13 @@ def weight_layers(graph: Graph) -> list[str]:
 
 
 def classifier_weights(graph: Graph) -> set[str | None]:
-    """Names of the classification layers' weights, which are never post-processed."""
+    """Names of the weights that are never post-processed: the classification layer's.
+
+    It is all last layers in a model that has none, as a detector. Beside a classification layer,
+    auxiliary ones are ordinary layers, as in the published implementation.
+    """
+    if not graph.classifiers:
+        return {weight for weight, _ in graph.heads or ()}
     return {graph.nodes[weight].param for weight, _ in graph.classifiers}
 
 
@@ -174,7 +190,7 @@ def add_noise(weight: Tensor, beta: float, generator: torch.Generator) -> Tensor
 def correlation_spread(weight: Tensor) -> Tensor:
     """Standard deviation of the K x K Pearson correlations between output channels.
 
-    The matrix is not built. With the channels' standardised values in the rows of Z (K x M), its
+    The matrix is not built. With the channels' standardized values in the rows of Z (K x M), its
     entries are those of Z Z^T: their sum is the squared norm of Z's column sums, the sum of their
     squares is the squared norm of the smaller of Z Z^T and Z^T Z. Constant channels correlate
     with nothing (0). A single channel has nothing to be told apart from: 0.
