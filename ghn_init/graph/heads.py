@@ -23,6 +23,7 @@ from ghn_init.graph.values import INNER_ACTIVATIONS, RELU
 _NARROWS = 8
 """Inputs for one output from which a layer is narrow. An MLP's second layer has at most 4."""
 
+_SUMS = frozenset({"aten::add", "aten::add_", "aten::sub", "aten::sub_"})
 _STOPS = NORMS | {"msa", "cse", "max_pool"}
 
 
@@ -110,7 +111,7 @@ class _Search:
             return replace(behind, pooled=True)
         if primitive == "concat":
             return replace(behind, pooled=False)
-        if primitive == "sum" and self._is_residual(node.all_input_nodes):
+        if name in _SUMS and self._is_residual(node.all_input_nodes):
             return replace(behind, summed=_shape(node))
         return behind
 
@@ -127,7 +128,7 @@ class _Search:
             above = 0
             for i in branch:
                 above |= self.ancestors[i]
-            if stream != (0,) and stream and all(above >> i & 1 for i in stream):
+            if stream and stream != (0,) and all(above >> i & 1 for i in stream):
                 return True
         return False
 

@@ -23,7 +23,7 @@ def kept_parameters(
     variant: Variant,
     head: str,
     include_frozen: bool,
-    include_deliberate: bool,
+    include_deliberate: bool = False,
 ) -> dict[str, str]:
     """Parameters that are left as they are, with the reason. Nothing is computed for them."""
     kept = unfit_parameters(model)

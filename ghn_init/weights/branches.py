@@ -104,8 +104,9 @@ def _size_notes(signal: Signal, before: Signal) -> list[str]:
     worst = max(ratios, key=lambda ratio: max(ratio, 1 / max(ratio, 1e-30)), default=1.0)
     if 1 / _TOO_FAR < worst < _TOO_FAR:
         return []
+    kind = "larger" if worst > 1 else "smaller"
     return [
-        f"the first outputs may be far {'larger' if worst > 1 else 'smaller'} than with the model's "
-        f"own initialization ({worst:.0e} times, estimated from the weights): the model lacks norms "
-        "that keep activations at one size"
+        f"the first outputs may be far {kind} than with the model's own initialization "
+        f"({worst:.0e} times, estimated from the weights): the model lacks norms that keep "
+        "activations at one size"
     ]

@@ -20,8 +20,9 @@ def deliberate_values(model: nn.Module, graph: Graph) -> dict[str, str]:
 
     Weights that are all zero (LoRA's B, a zero convolution, the last layer of a residual branch),
     constant, or an identity, and the biases of these layers; biases with one large value (a gate
-    that starts open or closed); beside frozen parameters also norms that start at zero. Not the classification layer, whose zeros only stand for the same score of all classes,
-    and nothing in a model all of whose weights are of this kind: it is not initialized yet.
+    that starts open or closed); beside frozen parameters also norms that start at zero. Not the
+    classification layer, whose zeros only stand for the same score of all classes, and nothing in
+    a model all of whose weights are of this kind: it is not initialized yet.
 
     Arguments:
         model: its parameters on the meta device have no values, and are never deliberate.

@@ -30,10 +30,9 @@ def update_spectral_norms(model: nn.Module, written: Collection[str]) -> tuple[s
     """
     changed: list[str] = []
     with torch.no_grad():
-        for found in _normalized(model):
-            if any(name in written for name in found.parameters):
-                _power_iterations(found.matrix, found.u, found.v)
-                changed += found.buffers
+        for found in _normalized(model, written):
+            _power_iterations(found.matrix, found.u, found.v)
+            changed += found.buffers
     return tuple(changed)
 
 
@@ -42,51 +41,48 @@ class _Normalized:
     """A weight that is divided by its largest singular value.
 
     Arguments:
-        parameters: names of the parameters that it is made of.
         buffers: names of u and v.
         matrix: the weight, one row for each output.
         u, v: its singular vectors.
     """
 
-    parameters: tuple[str, ...]
     buffers: tuple[str, ...]
     matrix: Tensor
     u: Tensor
     v: Tensor
 
 
-def _normalized(model: nn.Module) -> Iterator[_Normalized]:
+def _normalized(model: nn.Module, written: Collection[str]) -> Iterator[_Normalized]:
+    """Those of them that are made of a parameter that was written."""
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, SpectralNorm):
+            if isinstance(hook, SpectralNorm) and f"{prefix}{hook.name}_orig" in written:
                 weight, u, v = (getattr(module, f"{hook.name}_{x}") for x in ("orig", "u", "v"))
                 yield _Normalized(
-                    (f"{prefix}{hook.name}_orig",),
                     (f"{prefix}{hook.name}_u", f"{prefix}{hook.name}_v"),
                     hook.reshape_weight_to_matrix(weight),
                     u,
                     v,
                 )
         if isinstance(module, ParametrizationList):
-            yield from _parametrized(prefix, module)
+            yield from _parametrized(prefix, module, written)
 
 
-def _parametrized(prefix: str, steps: ParametrizationList) -> Iterator[_Normalized]:
-    parameters = tuple(prefix + name for name, _ in steps.named_parameters())
-    # As in its forward: the first step takes all of what is stored.
-    stored = (
-        [steps.original]
-        if steps.is_tensor
-        else [getattr(steps, f"original{i}") for i in range(steps.ntensors)]
-    )
-    value = stored
+def _parametrized(
+    prefix: str, steps: ParametrizationList, written: Collection[str]
+) -> Iterator[_Normalized]:
+    if not any(prefix + name in written for name, _ in steps.named_parameters()):
+        return
+    names = ["original"] if steps.is_tensor else [f"original{i}" for i in range(steps.ntensors)]
+    value = [getattr(steps, name) for name in names]  # the first step takes all that is stored
+    last = max((i for i, step in enumerate(steps) if isinstance(step, _SpectralNorm)), default=-1)
     for i, step in enumerate(steps):
         if isinstance(step, _SpectralNorm) and hasattr(step, "_u"):
             buffers = (f"{prefix}{i}._u", f"{prefix}{i}._v")
-            matrix = step._reshape_weight_to_matrix(value[0])
-            yield _Normalized(parameters, buffers, matrix, step._u, step._v)
-        value = [step(*value)]
+            yield _Normalized(buffers, step._reshape_weight_to_matrix(value[0]), step._u, step._v)
+        if i < last:
+            value = [step(*value)]
 
 
 def _power_iterations(matrix: Tensor, u: Tensor, v: Tensor) -> None:
