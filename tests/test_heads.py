@@ -87,7 +87,8 @@ def mask(net: Branches, x: Tensor) -> object:
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (Branches(boxes, a=nn.Conv2d(16, 5, 3), b=nn.Conv2d(16, 4, 1), c=nn.Conv2d(16, 2, 3)), "abc"),
+        (Branches(boxes, a=nn.Conv2d(16, 5, 3), b=nn.Conv2d(16, 4, 1), c=nn.Conv2d(16, 2, 3)),
+         "abc"),
         (Branches(refined, a=nn.Linear(16, 2), b=nn.Linear(18, 16), c=nn.Linear(16, 2)), "ac"),
         (Branches(mask, a=nn.Linear(16, 4), b=nn.Conv2d(16, 4, 1)), "ab"),
         (Branches(lambda net, x: x - net.a(x), a=nn.Conv2d(16, 16, 1)), ""),
@@ -95,9 +96,11 @@ def mask(net: Branches, x: Tensor) -> object:
         (Branches(lambda net, x: F.gelu(net.a(x)), a=nn.Conv2d(16, 64, 1)), ""),
         (Branches(lambda net, x: F.relu(net.a(x)), a=nn.Conv2d(16, 64, 1)), ""),
         (Branches(lambda net, x: F.relu(net.a(x)).mean((2, 3)), a=nn.Conv2d(16, 64, 1)), "a"),
-        (Branches(lambda net, x: net.b(net.a(x)), a=nn.Conv2d(16, 8, 1), b=nn.ConvTranspose2d(8, 1, 2)), ""),
+        (Branches(lambda net, x: net.b(net.a(x)), a=nn.Conv2d(16, 8, 1),
+                  b=nn.ConvTranspose2d(8, 1, 2)), ""),
         (Branches(lambda net, x: [net.a(x), x], a=nn.Conv2d(16, 8, 1)), "a"),
-        (Branches(lambda net, x: net.a(x) + F.interpolate(net.b(x), x.shape[2:]), a=nn.Conv2d(16, 9, 1), b=nn.Conv2d(16, 9, 1, 2)), "ab"),
+        (Branches(lambda net, x: net.a(x) + F.interpolate(net.b(x), x.shape[2:]),
+                  a=nn.Conv2d(16, 9, 1), b=nn.Conv2d(16, 9, 1, 2)), "ab"),
     ],
     ids=["detector", "refinement", "masks", "residual", "norm", "inner activation", "features",
          "pooled scores", "transposed last", "scores and features", "two scales"],

@@ -115,7 +115,8 @@ class Two(nn.Module):
     [
         (lambda a, b: a * b, torch.ones(12, 1), {"b": "part of what a"}),
         (lambda a, b: a * (b > 0), torch.randn(12, 12), {"b": "(a mask or a norm)"}),
-        (lambda a, b: a + F.softplus(b) * torch.randn_like(a), torch.randn(12, 12), {"b": "softplus"}),
+        (lambda a, b: a + F.softplus(b) * torch.randn_like(a), torch.randn(12, 12),
+         {"b": "softplus"}),
         (lambda a, b: a * b, torch.randn(12, 12), {"a": "several", "b": "several"}),
         (lambda a, b: a[:, :1] @ b[:1], torch.randn(12, 12), {"a": "mm", "b": "mm"}),
     ],

@@ -18,8 +18,8 @@ from ghn_init.graph.heads import last_layers
 from ghn_init.graph.inputs import Inputs
 from ghn_init.graph.isolation import without_gc
 from ghn_init.graph.layers import LAYERS, fused_attention
-from ghn_init.graph.reading import Reading, live_nodes
 from ghn_init.graph.passes import Pass, record
+from ghn_init.graph.reading import Reading, live_nodes
 from ghn_init.graph.squeeze_excitation import find_squeeze_excitation, op_name
 from ghn_init.graph.surroundings import Surroundings
 from ghn_init.graph.values import NOTHING, Value

@@ -124,6 +124,8 @@ class _Search:
     def _is_residual(self, operands: Sequence[fx.Node]) -> bool:
         """Whether one operand is computed from the other, and that from a weight."""
         sources = [self.read.values[n].sources for n in operands]
+        if len(sources) < 2:
+            return False
         for stream, branch in (sources[:2], sources[1::-1]):
             above = 0
             for i in branch:

@@ -35,7 +35,14 @@ from ghn_init.graph.isolation import (
     quiet_fakes,
     set_modes,
 )
-from ghn_init.graph.recorder import MetaRecorder, NoOutput, NumberRecorder, Recorder, meta_like
+from ghn_init.graph.recorder import (
+    MetaRecorder,
+    NoOutput,
+    NumberRecorder,
+    Recorder,
+    meta_like,
+    single_number,
+)
 from ghn_init.graph.surroundings import Saved, Surroundings
 
 
@@ -71,9 +78,10 @@ def record(
     """Record one forward pass as a graph of ATen operators.
 
     Placeholders carry `meta["param"]` (the dotted name, for parameters), `meta["input"]` (True for
-    the model's inputs) or neither (buffers and constants). Operators carry `meta["name"]`
-    (`aten::linear`), and all that make one tensor `meta["val"]`, a tensor without storage. The
-    graph's output node holds every tensor that the model returned.
+    the model's inputs) or neither (buffers and constants), and then `meta["number"]` where they are
+    a single number. Operators carry `meta["name"]` (`aten::linear`), and all that make one tensor
+    `meta["val"]`, a tensor without storage. The graph's output node holds every tensor that the
+    model returned.
 
     Arguments:
         model: any module that runs eagerly. It is left exactly as it was.
@@ -177,7 +185,9 @@ def _run(
     for name, param in model.named_parameters():
         state[name] = originals[id(param)] = recorder.placeholder(copy(param), param=name)
     for name, buffer in model.named_buffers():
-        state[name] = originals[id(buffer)] = recorder.placeholder(copy(buffer))
+        state[name] = originals[id(buffer)] = recorder.placeholder(
+            copy(buffer), number=single_number(buffer)
+        )
     device = next((p.device for p in state.values()), torch.device("cpu"))
     args, kwargs = _pytree.tree_map_only(
         Tensor,

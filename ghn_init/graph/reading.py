@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ghn_init.graph.graph import NO_PASSAGE, Node, Passage
+from ghn_init.graph.graph import NO_PASSAGE, UNUSED, Node, Passage
 from ghn_init.graph.squeeze_excitation import op_name
 from ghn_init.graph.values import (
     BOUNDED,
@@ -22,8 +22,6 @@ from ghn_init.graph.values import (
     union,
 )
 from ghn_init.graph.weight_functions import CREATE, function_of_parameters
-
-UNUSED = "not used by the forward pass"
 
 
 class Reading:
@@ -103,7 +101,7 @@ class Reading:
         for param in value.params:
             why = reason
             if param in self.odd_dtypes:
-                why = f"its dtype is {self.odd_dtypes[param]}: predictions are real numbers"
+                why = f"its dtype is {self.odd_dtypes[param]}: only real numbers are predicted"
             elif param in altered:
                 why = (
                     f"not the weight itself: the layer computes its weight from it "

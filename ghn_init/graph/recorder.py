@@ -176,7 +176,8 @@ class Recorder(TorchDispatchMode):
         """A tensor that the model holds, or makes, outside of its parameters and buffers."""
         if id(tensor) in self._originals:
             raise NotCopyable("its forward pass reaches the parameters past a copy of it")
-        return self._add(self.graph.placeholder(f"arg{len(self._order)}"), tensor, {})
+        node = self.graph.placeholder(f"arg{len(self._order)}")
+        return self._add(node, tensor, {"number": single_number(tensor)})
 
     def _add_made(self, node: fx.Node, made: Any, meta: Mapping[str, Any]) -> None:
         if isinstance(made, Tensor) and made not in self._made:
@@ -355,6 +356,12 @@ def _map(function: Callable[[Any], Any], kind: type, value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)([_map(function, kind, item) for item in value])
     return value
+
+
+def single_number(tensor: Tensor) -> float | None:
+    """The value of a tensor that is a single real number, where it has one."""
+    is_one = tensor.numel() == 1 and tensor.is_floating_point() and not tensor.is_meta
+    return float(tensor) if is_one and not isinstance(tensor, fake_tensor.FakeTensor) else None
 
 
 def _storage(tensor: Tensor) -> int:
