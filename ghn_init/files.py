@@ -62,15 +62,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(
-    path: str | os.PathLike[str], unless: Callable[[], bool] = lambda: False
+    path: str | os.PathLike[str],
+    unless: Callable[[], bool] = lambda: False,
+    follow_links: bool = True,
 ) -> Iterator[Path]:
     """As `atomic_path`, but every failure to write is an `OSError`.
 
     Arguments:
         path: the file.
         unless: asked once the new file is complete; if it says True, `path` is left as it is.
+        follow_links: whether a link is followed, or replaced itself.
     """
-    target = _real_target(path)
+    target = _real_target(path) if follow_links else Path(os.path.abspath(path))
     sweep(target.parent, glob.escape(_short(target)))
     temporary = _create_beside(target)
     try:
@@ -79,7 +82,7 @@ def replacing(
         if unless():
             temporary.unlink()
             return
-        if target.exists():
+        if target.exists() and follow_links:
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
     except BaseException:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,12 @@ import torch
 from ghn_init import GHN, GHNConfig
 from ghn_init.loading import cache as cache_module
 from ghn_init.loading import save_checkpoint
+
+# Whoever runs the tests may be behind a proxy, offline, or logged in to the Hub. huggingface_hub
+# looks at the environment when it is imported.
+for _name in list(os.environ):
+    if _name.startswith(("HF_", "HUGGING")) or _name.upper().endswith(("_PROXY", "_OFFLINE")):
+        del os.environ[_name]
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,7 @@ Parser = argparse.ArgumentParser
 Commands: TypeAlias = "argparse._SubParsersAction[DeferredParser]"
 """What `ArgumentParser.add_subparsers` gives: a command is added to it."""
 
-_MODEL = (
-    "a name of timm or torchvision, hf-hub:ORG/NAME of timm, ORG/NAME of transformers, or "
-    "path/to/file.py:factory (runs the file)"
-)
+_MODEL = "a timm or torchvision model name, or path/to/file.py:factory"
 
 
 def add_model(parser: Parser, several: bool = False) -> None:
@@ -23,8 +20,7 @@ def add_model(parser: Parser, several: bool = False) -> None:
         parser.add_argument("models", metavar="MODEL", nargs="+", help=_MODEL)
     else:
         parser.add_argument("model", metavar="MODEL", help=_MODEL)
-    parser.add_argument("--library", choices=("timm", "torchvision", "transformers"),
-                        help="default: timm first")  # fmt: skip
+    parser.add_argument("--library", choices=("timm", "torchvision"), help="default: timm first")
 
 
 def add_num_classes(parser: Parser, default: str = "the model's own") -> None:

@@ -12,23 +12,24 @@ pickles, and throws old ones away; what lies here are files to be mapped into me
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
-import time
 import warnings
 from atexit import register
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from ghn_init.errors import GHNInitError
 from ghn_init.files import is_no_space, replacing, sweep
+from ghn_init.loading.locate import Found
+from ghn_init.loading.readers.unchanging import Stamp, stamp_of
 
-Stamp = tuple[int, int, int, int]
 _FORMAT = "v1"  # of everything in the cache; another number leaves old files alone
 _temporary: Path | None = None  # stands in for a cache that cannot be written to
 
@@ -37,51 +38,61 @@ _temporary: Path | None = None  # stands in for a cache that cannot be written t
 class Note:
     """What is known of a source file: it has this checksum and was found sound."""
 
-    path: str  # real path
+    found: Found
     stamp: Stamp
     sha256: str
     in_place: bool  # in the canonical layout, so that nothing needs to be converted
-    name: str
-    source: str
-    revision: str | None
 
 
 def folder() -> Path:
-    """`$GHN_INIT_CACHE`, or else `ghn_init` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    chosen = os.environ.get("GHN_INIT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser() / _FORMAT
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # a user without a home
-        return _temporary_folder()
-    return Path(base) / "ghn_init" / _FORMAT
+    """`$GHN_INIT_CACHE`, or else `ghn_init` in `$XDG_CACHE_HOME` or `~/.cache`.
 
-
-def stamp(file: BinaryIO) -> Stamp:
-    """The marks by which an open file is recognized as unchanged."""
-    return stamp_of(os.fstat(file.fileno()))
-
-
-def stamp_of(status: os.stat_result) -> Stamp:
-    # The change time cannot be set back by hand, and an inode is another file after a rename.
-    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def settle(marks: Stamp) -> None:
-    """Waits until a change to the file would show in its marks, if it was written just now.
-
-    File systems stamp with a coarse clock: two changes within one of its ticks look the same.
+    If others can write to it, or there is no such home, it is a folder that is deleted when this
+    process ends, and a warning says so, once.
     """
-    if time.time_ns() - max(marks[2:]) < 50_000_000:
-        time.sleep(0.05)
+    chosen = os.environ.get("GHN_INIT_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ghn_init")
+    try:
+        base = Path(chosen or base).expanduser()
+    except RuntimeError as error:
+        return _instead_of(str(chosen or base), str(error))
+    for path in (base, *(base / _FORMAT / part for part in (".", "converted", "notes"))):
+        if reason := _not_private(path):
+            return _instead_of(str(path), reason)
+    return base / _FORMAT
+
+
+@functools.cache
+def _instead_of(folder: str, reason: str) -> Path:
+    warnings.warn(
+        f"ghn_init: the cache folder {folder} is not used: {reason}. Converted checkpoints are "
+        "kept in a temporary folder and converted anew in every process. Set GHN_INIT_CACHE to a "
+        "folder of your own.",
+        stacklevel=2,
+    )
+    return _temporary_folder()
+
+
+def _not_private(path: Path) -> str:
+    """Why others might have put something into a folder; empty if they cannot, or it is not there.
+
+    What lies in the cache is taken for what it is named after: nobody else may write to it.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    if hasattr(os, "geteuid") and status.st_uid not in (os.geteuid(), 0):
+        return "it belongs to another user"
+    return "all users can write to it" if status.st_mode & stat.S_IWOTH and os.name != "nt" else ""
 
 
 def recall(path: Path, marks: Stamp) -> Note | None:
     """The note on the file with this real path, if the file is still the same."""
     for base in _folders():
+        sweep(base / "converted")  # of conversions that were killed
         note = _read_note(_note_path(base, path))
-        if note is not None and (note.path, note.stamp) == (str(path), marks):
+        if note is not None and (note.found.path, note.stamp) == (path, marks):
             return note
     return None
 
@@ -90,10 +101,10 @@ def remember(note: Note) -> None:
     """Stores a note. Where that fails, the file is looked through again next time: no error."""
     for base in _folders():
         with contextlib.suppress(OSError):
-            path = _note_path(base, Path(note.path))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(asdict(note)))
+            path = _note_path(base, note.found.path)
+            _make_folder(path.parent)
+            with replacing(path, follow_links=False) as temporary:
+                temporary.write_text(json.dumps(asdict(note), default=os.fspath))
             return
 
 
@@ -103,7 +114,7 @@ def notes() -> Iterator[Note]:
         for path in sorted(base.glob("notes/*.json")):
             note = _read_note(path)
             with contextlib.suppress(OSError):
-                if note is not None and stamp_of(os.stat(note.path)) == note.stamp:
+                if note is not None and stamp_of(os.stat(note.found.path)) == note.stamp:
                     yield note
 
 
@@ -111,7 +122,7 @@ def find_converted(sha256: str) -> Path | None:
     """The converted form of the file with this checksum, if there is one."""
     for base in _folders():
         path = _converted_path(base, sha256)
-        if path.is_file():
+        if path.is_file() and not path.is_symlink():
             return path
     return None
 
@@ -161,15 +172,26 @@ def _store(
     base: Path, sha256: str, write: Callable[[Path], None], is_sound: Callable[[Path], bool]
 ) -> Path:
     path = _converted_path(base, sha256)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
-    with replacing(path, unless=lambda: is_sound(path)) as temporary:
+    _make_folder(path.parent)
+
+    def is_there() -> bool:
+        return not path.is_symlink() and is_sound(path)
+
+    with replacing(path, unless=is_there, follow_links=False) as temporary:
         write(temporary)
     return path
 
 
+def _make_folder(path: Path) -> None:
+    """Makes a folder of the cache, for this user alone, and deletes what kills have left in it."""
+    for missing in reversed([p for p in (path, *path.parents) if not p.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    sweep(path)
+
+
 def _folders() -> list[Path]:
-    return [folder()] if _temporary is None else [folder(), _temporary]
+    base = folder()
+    return [base] if _temporary in (None, base) else [base, _temporary]
 
 
 def _temporary_folder() -> Path:
@@ -192,7 +214,8 @@ def _read_note(path: Path) -> Note | None:
     """The note in a file; None where there is none, or none that makes sense."""
     try:
         fields = json.loads(path.read_bytes())
-        note = Note(**{**fields, "stamp": tuple(fields["stamp"])})
+        found = Found(**{**fields["found"], "path": Path(fields["found"]["path"])})
+        note = Note(found, tuple(fields["stamp"]), fields["sha256"], fields["in_place"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     whole = isinstance(note.sha256, str) and len(note.sha256) == 64 and len(note.stamp) == 4

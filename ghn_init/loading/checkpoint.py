@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,9 +18,20 @@ from ghn_init.hypernetwork.config import Defaults, GHNConfig, Origin
 from ghn_init.loading import cache
 from ghn_init.loading.conversion import convert_to_cache
 from ghn_init.loading.layouts import canonical, check_state, read_contents, read_weights
-from ghn_init.loading.locate import Found, check_checksum, checksum, locate, opened
+from ghn_init.loading.locate import Found, check_checksum, locate, opened
 from ghn_init.loading.metadata import own_metadata
-from ghn_init.loading.writing import finite_pieces, is_finite, write
+from ghn_init.loading.readers.unchanging import (
+    Stamp,
+    Unchanging,
+    expect_unchanged,
+    settle,
+    stamp,
+    stamp_of,
+)
+from ghn_init.loading.writing import check_finite, is_finite, write
+
+_READ_AT_ONCE = 1 << 25
+"""Bytes of a file of the user up to which it is read and not mapped: that takes some 10 ms."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class Checkpoint:
         config: sizes of the hypernetwork.
         defaults: how it is best used.
         origin: the original file, before any conversion.
+        in_place: whether `path` is the original file itself, and not a copy in the cache.
     """
 
     name: str
@@ -39,7 +52,8 @@ class Checkpoint:
     config: GHNConfig
     defaults: Defaults
     origin: Origin
-    _stamp: cache.Stamp = field(default=(0, 0, 0, 0), repr=False, compare=False)
+    in_place: bool
+    _stamp: Stamp = field(default=(0, 0, 0, 0), repr=False, compare=False)
 
 
 def open_checkpoint(
@@ -65,26 +79,23 @@ def open_checkpoint(
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise GHNInitError(f"{sha256[:80]!r} is no sha256: give its 64 hexadecimal digits.")
     found = locate(name_or_path)
-    with opened(found) as file:
-        marks = cache.stamp(file)
-        cache.settle(marks)
+    with opened(found) as original:
+        marks = stamp(original)
+        settle(marks)
         note = cache.recall(found.path, marks)
-        digest = note.sha256 if note else checksum(file)
-        check_checksum(digest, sha256, found)
-        if note is not None and (ready := _ready(found, note)):
-            return ready
+        if note is not None:
+            check_checksum(note.sha256, sha256, found)
+            if ready := _ready(found, note):
+                return ready
+        file = Unchanging(original)
+        check_checksum(file.sha256, sha256, found)
         weights = read_weights(file)
         if weights.in_place:
-            for tensor_name, tensor in weights.tensors.items():
-                for _ in finite_pieces(tensor_name, tensor, file):
-                    pass
+            check_finite(weights.tensors, file)
         else:
-            convert_to_cache(weights, file, digest)
-        # The checksum and the weights must be of one and the same file.
-        if cache.stamp(file) != marks:
-            raise GHNInitError("it was changed while it was read. Try again")
-        path, name = str(found.path), found.name
-        note = cache.Note(path, marks, digest, weights.in_place, name, found.source, found.revision)
+            convert_to_cache(weights, file)
+        expect_unchanged(original, marks)
+        note = cache.Note(found, marks, file.sha256, weights.in_place)
         cache.remember(note)
         checkpoint = _ready(found, note)
         if checkpoint is None:
@@ -93,30 +104,64 @@ def open_checkpoint(
 
 
 def read_tensors(
-    checkpoint: Checkpoint, device: str | torch.device = "cpu"
+    checkpoint: Checkpoint,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by canonical name, in the floating type that they are stored in.
+    """The tensors of a checkpoint by canonical name.
 
     On the CPU they are memory-mapped: nothing is read before it is used. Changing them does not
-    change the file. The file must not be cut or overwritten while they are in use (replacing it by
-    renaming, as every function here does, is safe).
+    change the file. A file of the user must not be cut or overwritten while they are in use
+    (replacing it by renaming, as every function here does, is safe); small ones are read at once,
+    and then it does not matter.
+
+    Arguments:
+        checkpoint: as `open_checkpoint` has returned it.
+        device: where they are to be.
+        dtype: floating type that they are converted to. None: the one that they are stored in.
 
     Raises:
-        GHNInitError: the file has been changed or deleted since the checkpoint was opened.
+        GHNInitError: the file has been changed or deleted since the checkpoint was opened, or a
+            number in it is too large for `dtype`.
     """
-    changed = GHNInitError(
-        f"{checkpoint.path} was changed or deleted since it was opened. Open it again."
-    )
+    path, marks = checkpoint.path, checkpoint._stamp
+    changed = GHNInitError(f"{path} was changed or deleted since it was opened. Open it again.")
     try:
-        before = cache.stamp_of(os.stat(checkpoint.path))
-        with safe_open(checkpoint.path, framework="pt", device="cpu") as file:
-            after = cache.stamp_of(os.stat(checkpoint.path))
-            if before != after or before != checkpoint._stamp:
+        with open(path, "rb") as file:
+            if stamp(file) != marks:
                 raise changed
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            stored = _stored_tensors(checkpoint, file)
+            found = {n: _converted(checkpoint.name, n, t, device, dtype) for n, t in stored.items()}
+            # Of the name, too: `safe_open` has opened it once more.
+            if stamp(file) != marks or stamp_of(os.stat(path)) != marks:
+                raise changed
     except (OSError, SafetensorError) as error:
         raise changed from error
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    return found
+
+
+def _stored_tensors(checkpoint: Checkpoint, file: BinaryIO) -> dict[str, torch.Tensor]:
+    if checkpoint.in_place and os.fstat(file.fileno()).st_size <= _READ_AT_ONCE:
+        stored = read_contents(file).tensors
+        return {name: tensor.read(file) for name, tensor in stored.items()}
+    with safe_open(checkpoint.path, framework="pt", device="cpu") as mapped:
+        return {name: mapped.get_tensor(name) for name in list(mapped.keys())}
+
+
+def _converted(
+    checkpoint: str,
+    name: str,
+    tensor: torch.Tensor,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+) -> torch.Tensor:
+    result = tensor.to(device, dtype)
+    largest = torch.finfo(result.dtype).max
+    if largest < torch.finfo(tensor.dtype).max and not is_finite(result):
+        raise GHNInitError(
+            f"checkpoint {checkpoint!r}: tensor {name!r} has numbers too large for {dtype}."
+        )
+    return result
 
 
 def save_checkpoint(
@@ -152,10 +197,7 @@ def save_checkpoint(
 
 def list_cached() -> list[Checkpoint]:
     """The checkpoints that have been opened before and can be opened again without a download."""
-    noted = (
-        _ready(Found(note.name, Path(note.path), note.source, note.revision), note)
-        for note in cache.notes()
-    )
+    noted = (_ready(note.found, note) for note in cache.notes())
     return [checkpoint for checkpoint in noted if checkpoint is not None]
 
 
@@ -165,7 +207,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     Raises:
         GHNInitError: the file cannot be read, is damaged or malicious.
     """
-    with opened(locate(Path(path))) as file:
+    with opened(locate(Path(path))) as original:
+        file = Unchanging(original)
         return {name: tensor.read(file) for name, tensor in read_contents(file).tensors.items()}
 
 
@@ -179,4 +222,5 @@ def _ready(found: Found, note: cache.Note) -> Checkpoint | None:
     if note.in_place and marks != note.stamp:
         return None
     origin = Origin(note.sha256, found.source, found.revision)
-    return Checkpoint(found.name, path, weights.config, weights.defaults, origin, marks)
+    config, defaults = weights.config, weights.defaults
+    return Checkpoint(found.name, path, config, defaults, origin, note.in_place, marks)

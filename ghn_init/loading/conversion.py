@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -15,8 +15,9 @@ from ghn_init.files import atomic_path, check_safetensors_name
 from ghn_init.hypernetwork.config import Defaults
 from ghn_init.loading import cache
 from ghn_init.loading.layouts import Weights, canonical, read_weights
-from ghn_init.loading.locate import check_checksum, checksum, locate, opened
+from ghn_init.loading.locate import check_checksum, locate, opened
 from ghn_init.loading.metadata import own_metadata
+from ghn_init.loading.readers.unchanging import Unchanging, expect_unchanged, settle, stamp
 from ghn_init.loading.writing import copy
 
 _STORED_DTYPES = {
@@ -59,36 +60,36 @@ def convert(
     chosen |= {} if norms is None else {"norms": frozenset(norms)}
     Defaults(**chosen)  # refuses nonsense before anything is read
     found = locate(name_or_path)
-    with opened(found) as file:
-        marks = cache.stamp(file)
-        digest = checksum(file)
-        check_checksum(digest, None, found)
+    with opened(found) as original:
+        marks = stamp(original)
+        settle(marks)
+        file = Unchanging(original)
+        check_checksum(file.sha256, None, found)
         with atomic_path(destination) as temporary:
             weights = read_weights(file)
             weights = replace(weights, defaults=replace(weights.defaults, **chosen))
-            metadata = _metadata(weights, digest)
+            metadata = _metadata(weights, file.sha256)
             if found.revision is not None:
                 metadata |= {"ghn_init.source": found.source, "ghn_init.revision": found.revision}
             copy(temporary, weights.tensors, file, metadata, rounded)
-            if cache.stamp(file) != marks:
-                raise GHNInitError("it was changed while it was read. Try again")
+            expect_unchanged(original, marks)
 
 
-def convert_to_cache(weights: Weights, file: BinaryIO, digest: str) -> None:
+def convert_to_cache(weights: Weights, file: Unchanging) -> None:
     """Writes the canonical form of a file to the cache, unless a sound one is there.
 
     Arguments:
         weights: what the file holds.
-        file: the original, with the sha256 `digest`.
+        file: the original.
     """
 
     def write(path: Path) -> None:
-        copy(path, weights.tensors, file, _metadata(weights, digest))
+        copy(path, weights.tensors, file, _metadata(weights, file.sha256))
 
-    present = cache.find_converted(digest)
+    present = cache.find_converted(file.sha256)
     if present is None or canonical(present) is None:
         size = sum(tensor.nbytes for tensor in weights.tensors.values())
-        cache.store_converted(digest, size, write, lambda path: canonical(path) is not None)
+        cache.store_converted(file.sha256, size, write, lambda path: canonical(path) is not None)
 
 
 def _metadata(weights: Weights, digest: str) -> dict[str, str]:

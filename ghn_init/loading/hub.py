@@ -63,7 +63,7 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
         NotAvailable: the file is neither in the cache nor can it be fetched.
         GHNInitError: `revision` is none.
     """
-    if revision is not None and not _REVISION.fullmatch(revision):
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise GHNInitError(
             f"{revision[:80]!r} is no revision. Give a commit, branch or tag of {REPOSITORY}, "
             f"for example {name}@main."

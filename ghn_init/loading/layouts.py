@@ -11,25 +11,25 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import torch
 
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.config import Defaults, GHNConfig
 from ghn_init.hypernetwork.ghn import without_weights
-from ghn_init.loading.cache import Stamp, stamp
 from ghn_init.loading.metadata import check_config, check_released_config, read_defaults
 from ghn_init.loading.readers.safetensors_files import read_header
-from ghn_init.loading.readers.stored import StoredTensor, file_size, read_exactly
+from ghn_init.loading.readers.stored import Readable, StoredTensor, file_size, read_exactly
 from ghn_init.loading.readers.torch_files import (
     LEGACY_MAGIC,
     read_joblib,
     read_torch_legacy,
     read_torch_zip,
 )
+from ghn_init.loading.readers.unchanging import Stamp, stamp
 
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _COMPRESSED = (  # how files begin that joblib writes with compression: gzip, bz2, xz, lzma, zlib
@@ -49,7 +49,7 @@ class Contents:
     extras: dict[str, object]  # what a torch.save file holds besides the tensors
 
 
-def read_contents(file: BinaryIO) -> Contents:
+def read_contents(file: Readable) -> Contents:
     """Finds out the layout of a file and where its tensors are. No weight is read.
 
     Raises:
@@ -70,7 +70,7 @@ def read_contents(file: BinaryIO) -> Contents:
     raise _unknown(start)
 
 
-def _read_pickled(layout: str, read: Callable[[BinaryIO], object], file: BinaryIO) -> Contents:
+def _read_pickled(layout: str, read: Callable[[Readable], object], file: Readable) -> Contents:
     found = read(file)
     extras: dict[str, object] = {}
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
@@ -85,9 +85,13 @@ def _read_pickled(layout: str, read: Callable[[BinaryIO], object], file: BinaryI
     return Contents(layout, cast("dict[str, StoredTensor]", found), {}, extras)
 
 
-def _check_total(tensors: Iterable[StoredTensor], file: BinaryIO) -> None:
-    """Stops a small file whose tensors all share one storage from becoming a huge one."""
-    if sum(tensor.nbytes for tensor in tensors) > file_size(file):
+def _check_total(tensors: Iterable[StoredTensor], file: Readable) -> None:
+    """Stops a small file whose tensors share one storage from becoming a huge one, or a long read.
+
+    What lies between the numbers of a view is read with them.
+    """
+    spans = (max(tensor.numel, tensor.extent) * tensor.dtype.itemsize for tensor in tensors)
+    if sum(spans) > file_size(file):
         raise GHNInitError("refused: its tensors together are larger than the file")
 
 
@@ -123,7 +127,7 @@ class Weights:
     in_place: bool  # whether the file itself is canonical and can be memory-mapped
 
 
-def read_weights(file: BinaryIO) -> Weights:
+def read_weights(file: Readable) -> Weights:
     """The hypernetwork that a file holds. No weight is read.
 
     Raises:
@@ -163,7 +167,7 @@ def _in_shape(tensor: StoredTensor, shape: tuple[int, ...] | None) -> StoredTens
     if shape is None:
         return tensor
     if tensor.shape == (*shape, 1, 1):  # a linear map stored as a 1x1 convolution
-        return tensor.reshaped(shape)
+        return replace(tensor, shape=shape, stride=tensor.stride[: len(shape)])
     if len(shape) >= 3 and tensor.shape == (math.prod(shape[:3]), *shape[3:]):
         return _by_position(tensor, *shape[:3])
     return tensor

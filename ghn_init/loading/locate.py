@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import stat
@@ -15,7 +14,6 @@ from typing import BinaryIO
 from ghn_init.errors import GHNInitError
 from ghn_init.loading.embedded import EMBEDDED, embedded_path
 from ghn_init.loading.hub import KNOWN, REPOSITORY, download
-from ghn_init.loading.readers.stored import CHUNK
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".pkl", ".joblib", ".bin", ".ckpt")
 
@@ -103,15 +101,6 @@ def opened(found: Found) -> Iterator[BinaryIO]:
     except GHNInitError as error:
         message = str(error).removesuffix(".")
         raise GHNInitError(f"checkpoint {found.name!r} ({found.path}): {message}.") from error
-
-
-def checksum(file: BinaryIO) -> str:
-    """The sha256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    while piece := file.read(CHUNK):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def check_checksum(digest: str, demanded: str | None, found: Found) -> None:

@@ -69,8 +69,11 @@ def check_released_config(found: object, config: GHNConfig) -> None:
     else:
         known["heads"] = config.heads
     for name, value in known.items():
-        if type(found.get(name)) is type(value) and found[name] != value:
+        said = found.get(name)
+        if type(said) is type(value) and said != value:
+            # Tuples in tuples can be endless to write down.
+            plain = not isinstance(said, tuple) or all(type(n) is int for n in said)
             raise GHNInitError(
-                f"the configuration in it says {name} = {str(found[name])[:80]}, and its tensors "
-                f"(or what is supported) {value}"
+                f"the configuration in it says {name} = {f'{said}'[:80] if plain else '(nonsense)'}"
+                f", and its tensors (or what is supported) {value}"
             )

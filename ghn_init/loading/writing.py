@@ -11,13 +11,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
 from ghn_init.errors import GHNInitError
 from ghn_init.loading.readers.safetensors_files import DTYPES
-from ghn_init.loading.readers.stored import StoredTensor
+from ghn_init.loading.readers.stored import Readable, StoredTensor
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -78,7 +77,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 def copy(
     path: Path,
     tensors: Mapping[str, StoredTensor],
-    file: BinaryIO,
+    file: Readable,
     metadata: Mapping[str, str],
     dtype: torch.dtype | None = None,
 ) -> None:
@@ -98,7 +97,7 @@ def copy(
     """
 
     def pieces(name: str) -> Iterable[torch.Tensor]:
-        for piece in finite_pieces(name, tensors[name], file):
+        for piece in _finite_pieces(name, tensors[name], file):
             rounded = piece.to(sizes[name][0])
             if not is_finite(rounded):
                 raise GHNInitError(f"tensor {name!r} has numbers too large for {dtype}")
@@ -111,12 +110,18 @@ def copy(
     _write(path, sizes, pieces, metadata)
 
 
-def finite_pieces(name: str, tensor: StoredTensor, file: BinaryIO) -> Iterable[torch.Tensor]:
-    """The numbers of a tensor that lies in a file, see `StoredTensor.pieces`.
+def check_finite(tensors: Mapping[str, StoredTensor], file: Readable) -> None:
+    """Reads tensors that lie in a file, a few MB at a time.
 
     Raises:
-        GHNInitError: there are NaN or infinite ones.
+        GHNInitError: there are NaN or infinite numbers among them.
     """
+    for name, tensor in tensors.items():
+        for _ in _finite_pieces(name, tensor, file):
+            pass
+
+
+def _finite_pieces(name: str, tensor: StoredTensor, file: Readable) -> Iterable[torch.Tensor]:
     for piece in tensor.pieces(file):
         if not is_finite(piece):
             raise GHNInitError(

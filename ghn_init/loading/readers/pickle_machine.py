@@ -12,14 +12,15 @@ import pickletools
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import torch
 
 from ghn_init.errors import GHNInitError
-from ghn_init.loading.readers.stored import Storage, read_exactly
+from ghn_init.loading.readers.stored import Readable, Storage, read_exactly
 
 MAX_STEPS = 500_000  # instructions of one file; the largest published GHN needs about 10,000
+_WINDOW = 1 << 9  # bytes
+_LARGEST_KEY = 1 << 60  # hashes are taken modulo 2^61 - 1
 MAX_TEXT = 1 << 24  # bytes of all strings and numbers of one file together
 
 STORAGE_TYPES = {
@@ -89,8 +90,9 @@ class Budget:
 class Cursor:
     """Reads forward in the bytes `position` to `end` of a file, never beyond."""
 
-    def __init__(self, file: BinaryIO, position: int, end: int, budget: Budget) -> None:
+    def __init__(self, file: Readable, position: int, end: int, budget: Budget) -> None:
         self.file, self.position, self.end, self.budget = file, position, end, budget
+        self._window, self._window_start = b"", 0  # most pieces are a few bytes: read many at once
 
     def expect(self, size: int) -> None:
         """Raises unless `size` more bytes are there."""
@@ -106,7 +108,12 @@ class Cursor:
     def take(self, size: int) -> bytes:
         span = self.skip(size)
         self.budget.read(size)
-        return read_exactly(self.file, span.start, size)
+        start = span.start - self._window_start
+        if not 0 <= start <= start + size <= len(self._window):
+            wanted = min(max(size, _WINDOW), self.end - span.start)
+            self._window = read_exactly(self.file, span.start, wanted)
+            self._window_start, start = span.start, 0
+        return self._window[start : start + size]
 
     def number(self, size: int, *, signed: bool = False) -> int:
         return int.from_bytes(self.take(size), "little", signed=signed)
@@ -193,9 +200,10 @@ class Machine:
         if not isinstance(target, dict):
             raise TypeError("items for something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Other keys are never needed, and hashing nested tuples can take forever.
-            if not isinstance(key, str | int):
-                raise TypeError("a key that is neither a string nor a number")
+            # Other keys are never needed. Hashing nested tuples can take forever, and so can
+            # finding a place among large numbers that all hash alike.
+            if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < _LARGEST_KEY):
+                raise TypeError("a key that is neither a string nor a number of modest size")
             target[key] = value
 
     def extend(self, items: list[object]) -> None:

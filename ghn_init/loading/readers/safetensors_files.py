@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import BinaryIO
 
 import torch
 
 from ghn_init.errors import GHNInitError
 from ghn_init.loading.readers.stored import (
+    Readable,
     Storage,
     StoredTensor,
     file_size,
@@ -47,7 +47,7 @@ DTYPES = {
 }
 
 
-def read_header(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read_header(file: Readable) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The tensors of a safetensors file, none of them read, and its metadata.
 
     Raises:
@@ -77,7 +77,7 @@ def read_header(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, str]
     return tensors, metadata
 
 
-def _parse_header(file: BinaryIO) -> tuple[dict[str, object], int]:
+def _parse_header(file: Readable) -> tuple[dict[str, object], int]:
     """The header as JSON, and where the data begin."""
     size = int.from_bytes(read_exactly(file, 0, 8), "little")
     if size > MAX_HEADER:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Protocol
 
 import torch
 
@@ -13,6 +13,16 @@ from ghn_init.errors import GHNInitError
 
 _LONG_RUN = 1 << 12  # bytes for which a read of its own pays
 CHUNK = 1 << 22  # bytes read at a time: large enough for the disk, small beside any checkpoint
+
+_MOST_ELEMENTS = 1 << 48  # of a tensor, sizes of 0 left aside
+
+
+class Readable(Protocol):
+    """What is needed of a file."""
+
+    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+    def tell(self) -> int: ...
+    def read(self, size: int = ..., /) -> bytes: ...
 
 
 @dataclass
@@ -50,6 +60,9 @@ class StoredTensor:
             raise GHNInitError("damaged: a tensor's sizes, strides or offset are no counts")
         if len(self.shape) != len(self.stride) or len(self.shape) > 8:
             raise GHNInitError("damaged: a tensor's sizes and strides do not go together")
+        # A size of 0 must not hide sizes that nothing can be made of.
+        if math.prod(n for n in self.shape if n) > _MOST_ELEMENTS:
+            raise GHNInitError(f"damaged: a tensor claims the shape {_brief(self.shape)}")
         if self.numel > self.storage.numel or self.offset + self.extent > self.storage.numel:
             raise GHNInitError(
                 f"damaged: a tensor claims the shape {_brief(self.shape)} at offset "
@@ -88,13 +101,6 @@ class StoredTensor:
             for n, step, want in zip(self.shape, self.stride, expected, strict=True)
         )
 
-    def reshaped(self, shape: tuple[int, ...]) -> StoredTensor:
-        """The same elements with axes of size 1 dropped, down to `shape`."""
-        kept = [step for n, step in zip(self.shape, self.stride, strict=True) if n != 1]
-        wanted = iter(kept)
-        stride = tuple(1 if n == 1 else next(wanted) for n in shape)
-        return StoredTensor(self.storage, self.offset, shape, stride)
-
     def select(self, axis: int, index: int) -> StoredTensor:
         """One entry of an axis."""
         offset = self.offset + index * self.stride[axis]
@@ -102,7 +108,7 @@ class StoredTensor:
         del shape[axis], stride[axis]
         return StoredTensor(self.storage, offset, tuple(shape), tuple(stride))
 
-    def pieces(self, file: BinaryIO) -> Iterator[torch.Tensor]:
+    def pieces(self, file: Readable) -> Iterator[torch.Tensor]:
         """The elements in row-major order, as one-dimensional tensors of a few MB each.
 
         A view that is not contiguous comes by the entries of its first axis if they are made of
@@ -136,7 +142,7 @@ class StoredTensor:
         run = entry.select(axis, 0)
         return axis if run.is_contiguous and run.nbytes >= _LONG_RUN else None
 
-    def read(self, file: BinaryIO) -> torch.Tensor:
+    def read(self, file: Readable) -> torch.Tensor:
         """The tensor, in memory."""
         parts = list(self.pieces(file))
         flat = torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype)
@@ -148,7 +154,7 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
-def read_span(file: BinaryIO, start: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+def read_span(file: Readable, start: int, count: int, dtype: torch.dtype) -> torch.Tensor:
     """`count` numbers from byte `start` of the file, as a tensor that owns its memory."""
     if count == 0:
         return torch.empty(0, dtype=dtype)
@@ -156,7 +162,7 @@ def read_span(file: BinaryIO, start: int, count: int, dtype: torch.dtype) -> tor
     return torch.frombuffer(buffer, dtype=dtype)
 
 
-def read_exactly(file: BinaryIO, start: int, size: int) -> bytes:
+def read_exactly(file: Readable, start: int, size: int) -> bytes:
     """`size` bytes from `start`.
 
     Raises:
@@ -176,7 +182,7 @@ def read_exactly(file: BinaryIO, start: int, size: int) -> bytes:
     return data
 
 
-def file_size(file: BinaryIO) -> int:
+def file_size(file: Readable) -> int:
     return file.seek(0, 2)
 
 

@@ -34,13 +34,20 @@ from ghn_init.loading.readers.pickle_machine import (
     Machine,
     misused,
 )
-from ghn_init.loading.readers.stored import CHUNK, Storage, StoredTensor, file_size, read_exactly
+from ghn_init.loading.readers.stored import (
+    CHUNK,
+    Readable,
+    Storage,
+    StoredTensor,
+    file_size,
+    read_exactly,
+)
 
 MAX_RECORDS = 1 << 22  # bytes of a zip file's table of contents
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch < 1.6 begin
 
 
-def read_joblib(file: BinaryIO) -> object:
+def read_joblib(file: Readable) -> object:
     """The object of a joblib pickle (not compressed), its tensors as `StoredTensor`.
 
     Allowed are `collections.OrderedDict`, `torch._utils._rebuild_tensor_v2` and
@@ -68,7 +75,7 @@ def read_joblib(file: BinaryIO) -> object:
     return result
 
 
-def read_torch_zip(file: BinaryIO) -> object:
+def read_torch_zip(file: Readable) -> object:
     """The object of a `torch.save` file (torch >= 1.6), its tensors as `StoredTensor`.
 
     Raises:
@@ -101,7 +108,7 @@ def read_torch_zip(file: BinaryIO) -> object:
     return result
 
 
-def read_torch_legacy(file: BinaryIO) -> object:
+def read_torch_legacy(file: Readable) -> object:
     """The object of a `torch.save` file of torch < 1.6, its tensors as `StoredTensor`.
 
     Raises:
@@ -170,7 +177,7 @@ def _is_nothing(value: object) -> bool:
 # Storages in the format of torch < 1.6, which joblib files still use for each tensor.
 
 
-def _read_nested_storage(file: BinaryIO, data: Bytes, budget: Budget) -> Storage:
+def _read_nested_storage(file: Readable, data: Bytes, budget: Budget) -> Storage:
     """The storage that `_load_from_bytes` would have made of these bytes."""
     start = read_exactly(file, data.start, min(data.size, len(LEGACY_MAGIC)))
     cursor = Cursor(file, data.start, data.start + data.size, budget)
@@ -225,7 +232,7 @@ class _Record:
     size: int
     crc: int
 
-    def check(self, file: BinaryIO) -> None:
+    def check(self, file: Readable) -> None:
         crc = 0
         for done in range(0, self.size, CHUNK):
             piece = read_exactly(file, self.start + done, min(CHUNK, self.size - done))
@@ -237,7 +244,7 @@ class _Record:
 class _Sparing:
     """A file for `zipfile`, which reads the table of contents at once, however large it is."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Readable) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
 
     def read(self, size: int = -1) -> bytes:
@@ -246,13 +253,17 @@ class _Sparing:
         return self._read(min(size, MAX_RECORDS) if size >= 0 else MAX_RECORDS)
 
 
-def _zip_records(file: BinaryIO) -> dict[str, _Record]:
+def _zip_records(file: Readable) -> dict[str, _Record]:
     """Name -> record. Refuses everything that torch does not write: compression, overlaps, ..."""
     try:
         with zipfile.ZipFile(cast(BinaryIO, _Sparing(file))) as archive:
             entries = archive.infolist()
+            has_comment = bool(archive.comment)
     except (zipfile.BadZipFile, NotImplementedError, *DAMAGED) as error:
         raise GHNInitError(f"damaged: it is no whole zip file ({error})") from error
+    # torch writes no comment: the end record is the end of the file.
+    if has_comment or read_exactly(file, file_size(file) - 22, 4) != b"PK\x05\x06":
+        raise GHNInitError("damaged: there is something behind the end of its data")
     records: dict[str, _Record] = {}
     end = 0
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
@@ -260,6 +271,8 @@ def _zip_records(file: BinaryIO) -> dict[str, _Record]:
         if not plain or entry.compress_size != entry.file_size:
             raise GHNInitError("refused: it is a zip file with compressed or encrypted records")
         start = _record_start(file, entry.header_offset)
+        if not records and entry.header_offset:
+            raise GHNInitError("damaged: there is something before the beginning of its data")
         if entry.header_offset < end or entry.filename in records:
             raise GHNInitError("refused: it is a zip file with overlapping or double records")
         records[entry.filename] = _Record(start, entry.file_size, entry.CRC)
@@ -269,7 +282,7 @@ def _zip_records(file: BinaryIO) -> dict[str, _Record]:
     return records
 
 
-def _record_start(file: BinaryIO, header: int) -> int:
+def _record_start(file: Readable, header: int) -> int:
     """Where the data of the record with this local header begins."""
     local = read_exactly(file, header, 30)
     if local[:4] != b"PK\x03\x04":
