@@ -13,6 +13,7 @@ import torchvision
 from models import ConvNet
 from test_apply import equal, seeded, state
 from torch import Tensor, nn
+from zoo_models import ZOO, tensors
 
 import ghn_init
 from ghn_init import GHNInitError
@@ -336,6 +337,28 @@ def test_a_model_that_autograd_holds_is_left_as_it_was() -> None:
     del output
 
 
+def test_recurrent_layers() -> None:
+    """They keep lists of, and weak references to, their parameters."""
+
+    class Sequencer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.lstm = nn.Linear(12, 16), nn.LSTM(16, 16, 2, batch_first=True)
+            self.head = nn.Linear(16, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(self.embed(x))[0].mean(1))
+
+    model, inputs = on_meta(Sequencer), torch.rand(2, 5, 12)
+    ghn_init.apply(model, ghn=seeded(), example_inputs=inputs)
+    check_twin(model, Sequencer, inputs)
+    assert model.lstm._flat_weights[0] is model.lstm.weight_ih_l0
+    before = model(inputs)
+    with torch.no_grad():
+        model.lstm.weight_ih_l0.mul_(2)
+    assert not torch.equal(before, model(inputs))
+
+
 # -- libraries
 
 
@@ -454,3 +477,39 @@ def test_no_memory_is_shared_with_another_model() -> None:
     model = ghn_init.apply(on_meta(Net), ghn=seeded())
     assert model.shared is shared
     assert not left_on_meta(model)
+
+
+def spread_alike(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two tensors are equal, or drawn from distributions of one spread."""
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return False
+    if torch.equal(found, wanted) or (found.is_floating_point() and found.numel() < 200):
+        return True
+    return found.is_floating_point() and found.std().item() == pytest.approx(
+        wanted.std().item(), rel=0.25
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo_on_meta(name: str) -> None:
+    """Every model that can be built on meta is what building it for real makes."""
+    if name.startswith(("timm", "transformers")):
+        pytest.importorskip(name.partition("/")[0])
+    entry = ZOO[name]
+    torch.manual_seed(0)
+    try:
+        model = on_meta(entry.build)
+    except (NotImplementedError, RuntimeError) as error:
+        pytest.skip(f"cannot be built on meta: {error}")
+    dirty_memory()
+    _, report = ghn_init.apply(model, "rand", return_report=True)
+    assert not left_on_meta(model)
+    assert not report.notes
+    twin = entry.build()
+    fresh = twin.state_dict()
+    for key, tensor in model.state_dict().items():
+        assert spread_alike(tensor, fresh[key]), key
+    twin.load_state_dict(model.state_dict())
+    outputs = [[t.nan_to_num(0.5) for t in tensors(entry.outputs(m.eval()))] for m in (model, twin)]
+    assert all(map(torch.equal, *outputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -171,6 +172,9 @@ class _Exchange:
         held: tied, in a list, or in an optimizer. A buffer of which there are views refuses that:
         the modules hold the other object then.
         """
+        if weakref.getweakrefs(self.old):  # of an LSTM; they stay right, as the object stays
+            torch._C._swap_tensor_impl(self.old, self.new)
+            return
         if isinstance(self.old, nn.Parameter) or self.old._use_count() == 1:  # type: ignore[attr-defined]
             torch.utils.swap_tensors(self.old, self.new)
             return

@@ -19,7 +19,13 @@ from ghn_init.weights.places import Place, held_tensors
 _UNKNOWN = object()
 """In the place of an argument that a module does not keep."""
 
-_UNIMPORTANT = {"training", "num_classes", "grad_checkpointing", "gradient_checkpointing"}
+_UNIMPORTANT = {
+    "training",
+    "num_classes",
+    "grad_checkpointing",
+    "gradient_checkpointing",
+    "_is_hf_initialized",
+}
 """Settings that are changed after a model is built, without effect on its initialization."""
 
 
