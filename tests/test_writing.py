@@ -228,6 +228,15 @@ def test_other_dtypes_are_left_with_the_dtype_as_the_reason(dtype: torch.dtype) 
     assert torch.equal(model.q.view(torch.uint8), before.view(torch.uint8))
 
 
+def test_sparse_parameters_are_left() -> None:
+    model = ConvNet()
+    model.head.weight = nn.Parameter(model.head.weight.detach().to_sparse_csr())
+    _, report = ghn_init.apply(model, ghn=seeded(), return_report=True)
+    assert report.left == {
+        "head.weight": "its layout is sparse_csr: only dense parameters are predicted"
+    }
+
+
 def test_parameters_in_the_memory_of_another_are_left() -> None:
     class Tied(nn.Module):
         """Tied by their data, not as one parameter; and one that is a part of another."""

@@ -31,6 +31,9 @@ def unfit_parameters(model: nn.Module) -> dict[str, str]:
             unfit[name] = f"its dtype is {kind}: only real floating-point parameters are predicted"
         elif type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__:
             unfit[name] = f"it is a {type(param).__name__}, which stores its values in its own way"
+        elif param.layout != torch.strided:
+            layout = str(param.layout).removeprefix("torch.")
+            unfit[name] = f"its layout is {layout}: only dense parameters are predicted"
         elif name in shared:
             unfit[name] = f"it shares its memory with {shared[name]}"
     return unfit
