@@ -131,9 +131,12 @@ def _eval(options: argparse.Namespace) -> None:
     from ghn_init.train.distributed import start
     from ghn_init.train.evaluation import evaluate
     from ghn_init.train.networks.nets import load_nets
+    from ghn_init.train.threads import use
 
     how = from_options(Evaluation, options)
     with start(options.device) as world:
+        if world.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            use(0)
         ghn = load_ghn(options.ghn, world.device)
         images = load_images(
             options.data,

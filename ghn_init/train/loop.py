@@ -24,7 +24,7 @@ from ghn_init.train.networks.nets import Net, TargetNetwork, load_nets
 from ghn_init.train.sampling import MetaBatches
 from ghn_init.train.state import RunFolder, State, trained_on
 from ghn_init.train.step import Timer, Totals, gradients
-from ghn_init.train.threads import available, choose
+from ghn_init.train.threads import use
 
 
 def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | None = None) -> Path:
@@ -175,10 +175,7 @@ class Trainer:
         wanted = self.schedule.threads
         if wanted is None or self.world.device.type != "cpu":
             return
-        self.state.threads = threads = wanted or self.state.threads or choose()
-        torch.set_num_threads(threads)
-        if not self.quiet:
-            print(f"computing with {threads} of {available()} threads (--threads)", file=sys.stderr)
+        self.state.threads = use(wanted or self.state.threads, self.quiet)
 
     def _meta_batches(self) -> Iterator[list[tuple[int, TargetNetwork]]]:
         """The networks of every step that is left, built ahead where there are workers."""

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import time
 
 import torch
 import torch.nn.functional as F
 
 _REPEATS = 40
+
+
+def use(threads: int, quiet: bool = False) -> int:
+    """Compute with so many threads from now on, and say so on stderr; the number.
+
+    Arguments:
+        threads: 0: see `choose`.
+        quiet: say nothing.
+    """
+    threads = threads or choose()
+    torch.set_num_threads(threads)
+    if not quiet:
+        print(f"computing with {threads} of {available()} threads; OMP_NUM_THREADS sets another "
+              "number", file=sys.stderr)  # fmt: skip
+    return threads
 
 
 def available() -> int:
@@ -24,16 +41,20 @@ def choose() -> int:
     them always is late: many threads may then be many times slower than one.
     """
     most = available()
-    return min({1, most}, key=_seconds) if most > 1 else 1
+    if most == 1:
+        return 1
+    one = _seconds(1)
+    return most if _seconds(most, limit=one) < one else 1
 
 
-def _seconds(threads: int) -> float:
-    """The time of some small convolutions, forward and backward."""
+def _seconds(threads: int, limit: float = math.inf) -> float:
+    """The time of some small convolutions, forward and backward; more than `limit` is no matter."""
     torch.set_num_threads(threads)
     x, weight = torch.ones(32, 32, 16, 16), torch.ones(32, 32, 3, 3, requires_grad=True)
-    start = 0.0
-    for repeat in range(_REPEATS + 3):
-        if repeat == 3:  # the first ones start the threads
-            start = time.perf_counter()
-        F.conv2d(x, weight, padding=1).relu().sum().backward()
-    return time.perf_counter() - start
+    F.conv2d(x, weight, padding=1).relu().sum().backward()  # starts the threads
+    start, seconds = time.perf_counter(), 0.0
+    for _ in range(_REPEATS):
+        if seconds < limit:
+            F.conv2d(x, weight, padding=1).relu().sum().backward()
+            seconds = time.perf_counter() - start
+    return seconds

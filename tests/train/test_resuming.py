@@ -357,7 +357,7 @@ def test_threads_are_as_many_as_are_fast(
     monkeypatch: pytest.MonkeyPatch, loaded: bool, chosen: int
 ) -> None:
     monkeypatch.setattr(threads, "available", lambda: 4)
-    monkeypatch.setattr(threads, "_seconds", lambda n: 1.0 / n if not loaded else 1.0 * n)
+    monkeypatch.setattr(threads, "_seconds", lambda n, limit=1.0: n if loaded else 1 / n)
     assert threads.choose() == chosen
 
 
@@ -368,10 +368,10 @@ def test_the_number_of_threads_is_said_and_stays_that_of_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("ghn_init.train.loop.choose", lambda: 1)
+    monkeypatch.setattr(threads, "choose", lambda: 1)
     assert main(["train", *command(config(steps=1), tmp_path)]) == 0
     assert "computing with 1 of " in capsys.readouterr().err
     assert torch.load(tmp_path / "state.pt", weights_only=True)["threads"] == 1
-    monkeypatch.setattr("ghn_init.train.loop.choose", lambda: 2)
+    monkeypatch.setattr(threads, "choose", lambda: 2)
     assert main(["train", *command(config(steps=1), tmp_path)]) == 0
     assert "computing with 1 of " in capsys.readouterr().err
