@@ -141,9 +141,15 @@ def read_tensors(
 
 
 def _stored_tensors(checkpoint: Checkpoint, file: BinaryIO) -> dict[str, torch.Tensor]:
-    if checkpoint.in_place and os.fstat(file.fileno()).st_size <= _READ_AT_ONCE:
-        stored = read_contents(file).tensors
-        return {name: tensor.read(file) for name, tensor in stored.items()}
+    size = os.fstat(file.fileno()).st_size
+    if checkpoint.in_place and size <= _READ_AT_ONCE:
+        stored, data = read_contents(file).tensors, bytearray(size)
+        file.seek(0)
+        file.readinto(data)  # type: ignore[attr-defined]
+        return {
+            name: torch.frombuffer(data, dtype=t.dtype, count=t.numel, offset=t.start).view(t.shape)
+            for name, t in stored.items()
+        }
     with safe_open(checkpoint.path, framework="pt", device="cpu") as mapped:
         return {name: mapped.get_tensor(name) for name in list(mapped.keys())}
 
