@@ -711,7 +711,7 @@ def test_convert(layout: str, tmp_path: Path, cache: Path) -> None:
 
 
 def test_convert_onto_itself(tmp_path: Path) -> None:
-    path = written(tmp_path, as_joblib(tiny_state()))
+    path = written(tmp_path, as_joblib(tiny_state()), "ghn.safetensors")
     convert(path, path)
     assert open_checkpoint(path).path == path
 

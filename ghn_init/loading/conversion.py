@@ -49,8 +49,8 @@ def convert(
             with the original.
 
     Raises:
-        GHNInitError: as `open_checkpoint`; or a default is none, `destination` cannot be written,
-            or a weight is too large for `dtype`.
+        GHNInitError: as `open_checkpoint`; or a default is none, `destination` cannot be written
+            or says another format, or a weight is too large for `dtype`.
     """
     check_safetensors_name(destination)
     if dtype is not None and dtype not in _STORED_DTYPES:
