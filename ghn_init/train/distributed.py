@@ -81,6 +81,12 @@ class World:
         if (spread[: len(own)] + spread[len(own) :]).abs().max() > 0:
             raise GHNInitError("the processes hold different weights. Resume the run.")
 
+    def check_step(self, step: int) -> None:
+        """Raises `GHNInitError` where the processes do not resume after the same step."""
+        found = self.sum(torch.tensor(float(step), device=self.device))
+        if self.any(bool(found != step * self.size)):
+            raise GHNInitError("--out must be one folder that all processes of the run share.")
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:

@@ -143,12 +143,12 @@ def _describe(values: Sequence[float]) -> str:
 
 
 def _digest(ghn: GHN) -> float:
-    """Tells hypernetworks apart: a sum over all weights."""
+    """A sum over all weights, by which hypernetworks are told apart."""
     return sum(float(p.detach().double().abs().sum()) for p in ghn.parameters())
 
 
 def images_key(images: Images) -> dict[str, int]:
-    """Tells sets of images apart: their number, size, and labels in their order."""
+    """By which sets of images are told apart: number, size, and labels in their order."""
     order = torch.arange(1, len(images.labels) + 1)
     labels = int((images.labels.cpu() * order).sum())
     return {"images": len(order), "image_size": images.image_size, "labels": labels}

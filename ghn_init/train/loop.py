@@ -99,6 +99,7 @@ class Trainer:
         self.timer = Timer(world.device, schedule.profile)
         world.wait()  # the main process has checked the folder
         self.state = folder.load(self.ghn, self.optimizer, world.device, self.data)
+        world.check_step(self.state.step)
         world.broadcast(self.ghn)
         self._set_threads()
 

@@ -109,7 +109,7 @@ class MetaBatches(Dataset[list[tuple[int, TargetNetwork]]]):
 
 
 def balance(costs: Sequence[int], groups: int) -> list[list[int]]:
-    """Shares items out over groups of (almost) equal count so that their total costs are similar.
+    """Divides items among groups of (almost) equal count, so that total costs are similar.
 
     The largest item first, each to the group with the smallest total that has room.
 

@@ -57,7 +57,7 @@ class State:
 
 
 def trained_on(images: Images, nets: Sequence[Net]) -> dict[str, Any]:
-    """Tells data apart: a run that is resumed must have the same."""
+    """By which data is told apart: a run that is resumed must have the same."""
     return {
         **images_key(images),
         "classes": len(images.classes),

@@ -22,7 +22,7 @@ from ghn_init.images import load_images
 from ghn_init.loading import convert
 from ghn_init.train import loop
 from ghn_init.train.config import TrainConfig, from_json
-from ghn_init.train.distributed import start
+from ghn_init.train.distributed import World, start
 from ghn_init.train.init import initialize, parameter_groups
 from ghn_init.train.loop import learning_rate, train
 from ghn_init.train.networks.nets import load_nets
@@ -178,6 +178,15 @@ def test_a_skipped_step_changes_nothing(
     train(run, tmp_path, ALONE, OFTEN)
     start_weights = initialize(run, 2).state_dict()
     assert all(torch.equal(t, start_weights[name]) for name, t in weights(tmp_path).items())
+
+
+def test_processes_resume_after_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other of two processes does not see the folder, and begins at step 0."""
+    alone = World(0, 2, torch.device("cpu"))
+    monkeypatch.setattr(World, "sum", lambda world, tensor: tensor)
+    alone.check_step(0)
+    with pytest.raises(GHNInitError, match="one folder that all processes"):
+        alone.check_step(3)
 
 
 @pytest.mark.parametrize(

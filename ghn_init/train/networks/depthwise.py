@@ -1,10 +1,10 @@
 """Depthwise convolution with a backward pass for bfloat16 on CPUs.
 
-PyTorch's own is up to sixty times slower than its forward pass for 5x5 and for dilated kernels: it
-takes half of the training time of a hypernetwork. What is worse, its weight gradient of dilated
-kernels is wrong (torch 2.14: off by more than its own size, or infinite). Here both gradients
-are put down to convolutions that have fast kernels: the input's to a forward pass with the
-mirrored kernel, the weight's to that of an undilated 3x3 kernel.
+For 5x5 and for dilated kernels, PyTorch's own backward pass is up to sixty times slower than its
+forward pass, and takes half of the training time of a hypernetwork. Worse, its weight gradient of
+dilated kernels is wrong (torch 2.14: off by more than its own size, or infinite). Here both
+gradients are computed by convolutions that have fast kernels: the gradient of the input by a
+forward pass with the mirrored kernel, that of the weight by gradients of undilated 3x3 kernels.
 """
 
 from __future__ import annotations
