@@ -9,11 +9,12 @@ from __future__ import annotations
 import collections
 import functools
 import gc
+import logging
 import random
 import sys
 import types
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ from torch._subclasses import FakeTensor
 
 _LRU_CACHE = type(functools.lru_cache(lambda: None))
 _PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None), type(...))
-_CODE = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodWrapperType)
+_CODE = (
+    type, types.ModuleType, types.BuiltinFunctionType, types.MethodWrapperType, logging.Logger
+)  # fmt: skip
+# (Loggers remember which levels are on.)
 
 
 def snapshot(model: nn.Module) -> dict[str, str]:
@@ -36,10 +40,10 @@ def snapshot(model: nn.Module) -> dict[str, str]:
     classes = {base for m in model.modules() for base in type(m).__mro__}
     for kind in sorted(classes, key=lambda k: (k.__module__, k.__qualname__)):
         if kind.__module__.partition(".")[0] not in ("torch", "builtins"):
-            seen.walk(f"<{kind.__module__}.{kind.__qualname__}>", dict(vars(kind)))
+            seen.walk_all(f"<{kind.__module__}.{kind.__qualname__}>", vars(kind))
             module = sys.modules.get(kind.__module__)
             if module is not None:
-                seen.walk(f"<{kind.__module__}>", dict(vars(module)))
+                seen.walk_all(f"<{kind.__module__}>", vars(module))
     return seen.found
 
 
@@ -77,6 +81,11 @@ class _Snapshot:
         self._parameters = parameters
         self._names: dict[int, str] = {}
         self._kept: list[Any] = []
+
+    def walk_all(self, path: str, variables: Mapping[str, Any]) -> None:
+        """Describe the variables of a module or a class."""
+        for name, value in tuple(variables.items()):
+            self.walk(f"{path}.{name}", value)
 
     def walk(self, path: str, value: Any) -> None:
         """Describe a value and what it refers to, unless it was met before."""

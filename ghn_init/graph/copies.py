@@ -16,7 +16,7 @@ import functools
 import operator
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -118,7 +118,7 @@ class Copies:
         return copied
 
     def _slots(self, value: Any, copied: Any) -> None:
-        for name in copyreg._slotnames(type(value)):  # type: ignore[attr-defined]
+        for name in slot_names(type(value)):
             if hasattr(value, name):
                 object.__setattr__(copied, name, self(getattr(value, name)))
 
@@ -203,8 +203,7 @@ class Copies:
         self.code.add(kind)
         if (own := getattr(kind, "__deepcopy__", None)) is not None:
             return self._remember(value, own(value, self._known))
-        registered = copyreg.dispatch_table.get(kind)
-        reduced = registered(value) if registered else value.__reduce_ex__(4)
+        reduced = _reduced(value)
         if isinstance(reduced, str):
             return self._remember(value, value)
         make, args, state, items, pairs, setter = (*reduced, None, None, None, None)[:6]
@@ -227,6 +226,28 @@ class Copies:
             copied.__dict__.update(attributes or {})
             for name, item in (slots or {}).items():
                 object.__setattr__(copied, name, item)
+
+
+def slot_names(kind: type) -> Iterator[str]:
+    """Names of a class's attributes that are not in `__dict__`."""
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__"):
+                private = name.startswith("__") and not name.endswith("__")
+                yield f"_{base.__name__.lstrip('_')}{name}" if private else name
+
+
+def _reduced(value: Any) -> Any:
+    """How to make an object again, in the words of `pickle`, which notes its slots on the class."""
+    kind = type(value)
+    noted = "__slotnames__" in vars(kind)
+    registered = copyreg.dispatch_table.get(kind)
+    try:
+        return registered(value) if registered else value.__reduce_ex__(4)
+    finally:
+        if not noted and "__slotnames__" in vars(kind):
+            del kind.__slotnames__  # type: ignore[attr-defined]
 
 
 _COPIERS: dict[type, Callable[[Copies, Any], Any]] = {

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ghn_init.errors import GHNInitError
-from ghn_init.graph.copies import INTERNAL, NotCopyable
+from ghn_init.graph.copies import INTERNAL, NotCopyable, slot_names
 
 
 class _Schema:
@@ -399,11 +399,9 @@ _WITHOUT_TENSORS = (str, bytes, int, float, complex, type(None), type, range, nn
 def _attributes(value: Any) -> Iterator[Any]:
     """What an object's attributes refer to, its slots' too."""
     yield from getattr(value, "__dict__", {}).values()
-    for kind in type(value).__mro__:
-        slots = vars(kind).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(value, name):
-                yield getattr(value, name)
+    for name in slot_names(type(value)):
+        if hasattr(value, name):
+            yield getattr(value, name)
 
 
 def _kept_tensors(model: nn.Module) -> Iterator[Tensor]:

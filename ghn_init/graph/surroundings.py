@@ -206,6 +206,8 @@ def _content(value: Any) -> Any:
 
 
 def _restore_variables(space: Any, before: dict[str, Any], names: set[str]) -> None:
+    if isinstance(space, type):  # what a class has got meanwhile is the pass's
+        names = names | set(vars(space))
     for name in names:
         old = before.get(name, _MISSING)
         now = (space if isinstance(space, dict) else vars(space)).get(name, _MISSING)
