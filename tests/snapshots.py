@@ -85,6 +85,8 @@ class _Snapshot:
     def walk_all(self, path: str, variables: Mapping[str, Any]) -> None:
         """Describe the variables of a module or a class."""
         for name, value in tuple(variables.items()):
+            if name in ("__loader__", "__spec__", "__builtins__"):
+                continue
             self.walk(f"{path}.{name}", value)
 
     def walk(self, path: str, value: Any) -> None:

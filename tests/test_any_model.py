@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import os
+import random
+import types
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +18,7 @@ from test_apply import equal, seeded, state
 from torch import Tensor, nn
 
 import ghn_init
-from ghn_init import GHN, GHNConfig
+from ghn_init import GHN, GHNConfig, GHNInitError
 
 
 def ops(graph: ghn_init.Graph) -> list[str]:
@@ -327,3 +333,265 @@ def test_positional_embeddings_with_four_dimensions(channels: int, first: bool, 
     assert ("positions" in graph.left) != fits
     if fits:
         assert ghn_init.predict(model, seeded(), graph)["positions"].shape == (1, 8, 4, 4)
+
+
+class Stated(nn.Module):
+    """A transformer of patches by `reshape`, that runs on the size it states and on no other."""
+
+    def __init__(self, channels: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size, self.channels = size, channels
+        self.patch = nn.Linear(channels * 64, 16)
+        self.pos = nn.Parameter(torch.zeros(1, size[0] * size[1] // 64, 16))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        assert (c, h, w) == (self.channels, *self.size)
+        x = x.reshape(b, c, h // 8, 8, w // 8, 8).permute(0, 2, 4, 3, 5, 1).reshape(b, -1, 64 * c)
+        return self.head((self.patch(x) + self.pos).mean(1))
+
+
+def in_config(**stated: object) -> types.SimpleNamespace:
+    return types.SimpleNamespace(**stated)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "attribute", "stated"),
+    [
+        (3, (72, 72), "image_size", 72),
+        (3, (40, 72), "img_size", (40, 72)),
+        (3, (72, 40), "patch_embed", in_config(img_size=[72, 40])),
+        (5, (72, 72), "config", in_config(image_size=72, num_channels=5)),
+        (1, (48, 72), "config", in_config(image_size={"height": 48, "width": 72}, num_channels=1)),
+        (3, (48, 72), "config", in_config(image_size=in_config(height=48, width=72))),
+        (3, (56, 72), "pretrained_cfg", {"input_size": (3, 56, 72)}),
+        (3, (448, 448), "unstated", None),
+    ],
+)
+def test_sizes_and_channels_that_a_model_states(
+    channels: int, size: tuple[int, int], attribute: str, stated: object
+) -> None:
+    model = Stated(channels, size)
+    setattr(model, attribute, stated)
+    assert ghn_init.trace(model).left == {}
+
+
+def test_what_a_part_states_is_tried() -> None:
+    inner = Stated(3, (72, 48))
+    inner.img_size = (72, 48)
+    assert ghn_init.trace(nn.Sequential(nn.Identity(), inner)).left == {}
+
+
+def test_video_models_state_their_frames() -> None:
+    class Video(ConvNet):
+        config = in_config(image_size=16, num_frames=3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[1:] == (3, 3, 16, 16)
+            return super().forward(x.flatten(0, 1))
+
+    assert ghn_init.trace(Video()).left == {}
+
+
+def test_images_and_words_by_their_names() -> None:
+    class TwoTowers(ConvNet):
+        config = in_config(text_config=in_config(), image_size=16)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(5, 10)
+
+        def forward(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+            return super().forward(pixel_values) + self.words(input_ids).mean(1)
+
+    assert set(ghn_init.trace(TwoTowers()).left) == {"words.weight"}
+
+
+def test_three_channels_where_another_layer_is_declared_first() -> None:
+    class Unshuffled(ConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(48, 8, 3, padding=1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(F.pixel_unshuffle(x, 4))
+
+    assert ghn_init.trace(Unshuffled()).left == {}
+
+
+def test_timm_models_take_example_inputs() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(
+        "test_vit", pretrained_cfg="ghn3:embedded", dynamic_img_size=True,
+        example_inputs=torch.zeros(2, 3, 48, 80),
+    )  # fmt: skip
+    assert model(torch.zeros(1, 3, 48, 80)).isfinite().all()
+    with pytest.raises(GHNInitError, match=r"does not run on the example input \(float32\[7\]\)"):
+        timm.create_model("test_vit", pretrained_cfg="ghn3:embedded", example_inputs=torch.zeros(7))
+
+
+@torch.library.custom_op("ghn_init_tests::halved", mutates_args=())
+def halved(x: Tensor) -> Tensor:
+    return torch.from_numpy(x.detach().numpy() / 2)
+
+
+class Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(x.detach()) / 2)
+
+
+def by_a_list(x: Tensor) -> Tensor:
+    return x / max(1.0, *x.flatten().tolist())
+
+
+def by_a_loop(x: Tensor) -> Tensor:
+    while bool(x.abs().max() > 1):
+        x = x / 2
+    return x
+
+
+def by_a_sparse_buffer(x: Tensor) -> Tensor:
+    mixing = torch.eye(16).to_sparse_csr()
+    assert mixing.values().sum() == 16
+    return (mixing @ x.flatten(1)[:, :16].T).T.repeat(1, 16).reshape(-1, 8, 4, 8)
+
+
+NUMBERS = [
+    halved, Halved.apply, by_a_list, by_a_loop, by_a_sparse_buffer,
+    lambda x: x * torch.from_numpy(np.sign(x.numpy())),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("guessed", [False, True])
+@pytest.mark.parametrize("function", NUMBERS)
+def test_forwards_that_need_numbers_in_any_way(function: object, guessed: bool) -> None:
+    class Asking(ConvNet):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.stem(F.adaptive_avg_pool2d(x, (4, 8))))
+            return self.head(function(x).mean((2, 3)))
+
+    model = Asking()
+    del model.depthwise, model.squeeze, model.excite
+    graph = ghn_init.trace(model, None if guessed else torch.rand(2, 3, 4, 8))
+    assert graph.left == {}
+    assert [(i, i + 1) for i in range(len(graph) - 1)] == graph.edges  # and nothing is cut
+    assert any("random numbers" in note for note in graph.notes)
+
+
+def coins() -> dict[str, object]:
+    ours, theirs, numpy = random.Random(5), torch.Generator(), np.random.default_rng(1)
+    return {
+        "python": lambda: random.random() < 0.5,
+        "own": lambda: ours.random() < 0.5,
+        "torch": lambda: bool(torch.rand([]) < 0.5),
+        "own_torch": lambda: bool(torch.rand([], generator=theirs) < 0.5),
+        "numpy": lambda: numpy.uniform() < 0.5,
+        "system": lambda: os.urandom(1)[0] < 128,
+    }
+
+
+class Dropping(nn.Module):
+    def __init__(self, skips: object, auxiliary: bool) -> None:
+        super().__init__()
+        self.skips, self.auxiliary = skips, auxiliary
+        self.stem, self.head, self.aux = nn.Conv2d(3, 8, 3), nn.Linear(8, 10), nn.Linear(8, 10)
+        self.encoder = nn.Module()
+        self.encoder.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(12))
+        self.encoder.forward = self.encode
+
+    def encode(self, x: Tensor) -> Tensor:
+        for block in self.encoder.blocks:
+            if not (self.encoder.training and self.skips()):
+                x = x + block(x).relu()
+        return x
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        first = self.stem(x)
+        x = self.head(self.encoder(first).mean((2, 3)))
+        if self.training or not self.auxiliary:
+            return x, self.aux(first.mean((2, 3)))
+        return (x,)
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+@pytest.mark.parametrize("coin", coins())
+def test_layers_that_are_skipped_at_random(coin: str, auxiliary: bool) -> None:
+    """All are predicted, and a head that only training mode has is, too."""
+    model = Dropping(coins()[coin], auxiliary).eval()
+    graph = ghn_init.trace(model, torch.rand(2, 3, 8, 8))
+    assert graph.left == {}
+    assert any("skips layers" in note for note in graph.notes)
+    assert [node.op for node in graph.nodes].count("sum") == 12
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    logits: Tensor
+
+
+class Lazy:
+    def __init__(self, tensor: Tensor) -> None:
+        self.make = tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.make
+
+
+OUTPUTS = {
+    "slots": Slots,
+    "generator": lambda y: (t.relu() for t in [y]),
+    "map": lambda y: map(torch.relu, [y]),
+    "values": lambda y: {"a": y}.values(),
+    "items": lambda y: {"a": [y]}.items(),
+    "deque": lambda y: collections.deque([y]),
+    "frozenset": lambda y: frozenset([y]),
+    "namespace": lambda y: types.SimpleNamespace(a={"b": (y,)}),
+    "iterable": Lazy,
+    "named": collections.namedtuple("Named", "logits"),
+}
+
+
+@pytest.mark.parametrize("wrap", OUTPUTS.values(), ids=OUTPUTS)
+def test_outputs_in_any_container(wrap: object) -> None:
+    class Wrapped(ConvNet):
+        def forward(self, x: Tensor) -> object:
+            return wrap(super().forward(x))
+
+    assert ghn_init.trace(Wrapped()).left == {}
+
+
+def test_outputs_that_are_kept_or_missing() -> None:
+    class Kept(ConvNet):
+        def forward(self, x: Tensor) -> None:
+            self.outputs = {"logits": [super().forward(x)]}
+
+    class Nothing(ConvNet):
+        def forward(self, x: Tensor) -> str:
+            return f"shape {super().forward(x).shape}"
+
+    class Constant(ConvNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    assert ghn_init.trace(Kept()).left == {}
+    with pytest.raises(GHNInitError, match="no output to trace: its forward returns str"):
+        ghn_init.trace(Nothing())
+    with pytest.raises(GHNInitError, match="no output of Constant depends on a parameter"):
+        ghn_init.trace(Constant())
+
+
+def test_parameters_in_a_list_or_a_closure_are_found() -> None:
+    class Listed(ConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = {"stem": (self.stem.weight,)}
+            self.end = lambda x: F.linear(x, self.head.weight, self.head.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end(F.conv2d(x, self.weights["stem"][0]).mean((2, 3)))
+
+    graph = ghn_init.trace(Listed())
+    used = {node.param for node in graph.nodes}
+    assert {"stem.weight", "head.weight", "head.bias"} <= used

@@ -63,7 +63,9 @@ def check_twin(entry: Entry) -> None:
     assert differences(before, snapshot(model)) == []
     assert [module.training for module in model.modules()] == modes
     assert report.predicted, report
-    written = {*report.predicted, *report.postprocessed}
+    params = dict(model.named_parameters(remove_duplicate=False))
+    ids = {id(params[name]) for name in (*report.predicted, *report.postprocessed)}
+    written = {name for name, param in params.items() if id(param) in ids}  # tied ones, too
     unwritten = dict(own.state_dict())
     for name, tensor in model.state_dict().items():
         assert name in written or same(tensor, unwritten[name]), f"{name} was written"

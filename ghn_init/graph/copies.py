@@ -46,8 +46,8 @@ class Copies:
 
     Modules, containers, objects, functions that close over something, bound methods, caches and
     random generators are copied; weak references point to the copies. What cannot be copied (a
-    lock, an open file) is shared, and so are tensors other than the given ones: the recorder
-    keeps a pass from writing to those.
+    lock, an open file) is shared, and so are the numbers of tensors other than the given ones: the
+    recorder keeps a pass from writing to those.
 
     Arguments:
         model: any module.
@@ -76,8 +76,7 @@ class Copies:
         if isinstance(value, nn.Module):
             return self._module(value)
         if isinstance(value, Tensor):
-            self.constants.add(id(value))
-            return value
+            return self._tensor(value)
         if isinstance(value, _SHARED):
             return value
         copier = _COPIERS.get(kind, Copies._object)
@@ -110,7 +109,7 @@ class Copies:
         known, shared = self._known, _SHARED_KINDS
         copied.__dict__.update({
             name: value if type(value) in shared
-            else type(value)() if not value and name in INTERNAL and id(value) not in known
+            else type(value)() if name in INTERNAL and not value and id(value) not in known
             else self(value)
             for name, value in module.__dict__.items()
         })  # fmt: skip
@@ -121,6 +120,16 @@ class Copies:
         for name in slot_names(type(value)):
             if hasattr(value, name):
                 object.__setattr__(copied, name, self(getattr(value, name)))
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        """The same numbers, with a version counter of their own."""
+        try:
+            copied: Tensor = tensor.data
+        except Exception:  # some kinds of tensors do not have it
+            copied = tensor
+        self.constants.add(id(copied))
+        self._remember(tensor, copied)
+        return copied
 
     def _items(self, value: Any) -> Any:
         copied = self._remember(value, type(value)())
@@ -247,7 +256,7 @@ def _reduced(value: Any) -> Any:
         return registered(value) if registered else value.__reduce_ex__(4)
     finally:
         if not noted and "__slotnames__" in vars(kind):
-            del kind.__slotnames__  # type: ignore[attr-defined]
+            del kind.__slotnames__
 
 
 _COPIERS: dict[type, Callable[[Copies, Any], Any]] = {

@@ -102,6 +102,7 @@ def record(
         except Exception as caught:  # whatever a user's forward raises
             traceback.clear_frames(caught.__traceback__)  # they hold the pass's tensors
             error = caught
+            surroundings.restore()  # the next pass must not meet tensors of this one
     if isinstance(error, NoOutput):
         raise NoOutput(f"{type(model).__name__} has no output to trace: {error}") from error
     lines = str(error).strip().splitlines()
@@ -225,7 +226,10 @@ def _ready(
             set_modes(model, how.training, how.evaluated)
             yield model
         return
-    copies = Copies(model, originals)
+    try:
+        copies = Copies(model, originals)
+    except Exception as error:  # as for anything else of a user's that is called
+        raise NotCopyable(f"no copy can be made: {error}") from error
     recorder.expect(set(originals), copies.constants)
     around.before(copies.code)
     around.made(weakref.ref(module) for _, module in copies.modules)

@@ -65,8 +65,11 @@ class Surroundings:
 
     def before(self, code: Iterable[Any]) -> None:
         """Save what classes and functions refer to by name; what is saved already stays so."""
-        for variables, names in self._code.follow(code):
-            self._saved.save_variables(variables, names)
+        for space, names in self._code.follow(code):
+            if names is None:
+                self._saved.save(space, depth=3)
+            else:
+                self._saved.save_variables(space, names)
 
     def made(self, objects: Iterable[weakref.ref[Any]]) -> None:
         """Note tensors and modules that nothing should hold when the passes are over."""
@@ -75,10 +78,12 @@ class Surroundings:
     def restore(self) -> None:
         """Put back what has changed, and look for what was made."""
         self._saved.restore()
-        if self._left():
-            gc.collect()  # modules and exceptions often refer to themselves
-            if left := self._left():
-                _release(left)
+        for generation in (0, 2):  # much of what was made refers to itself, and is still young
+            if self._left():
+                gc.collect(generation)
+        if left := self._left():
+            _release(left)
+        self._made.clear()
 
     def _left(self) -> list[Any]:
         return [found for ref in self._made if (found := ref()) is not None]
@@ -90,8 +95,11 @@ class _Code:
     def __init__(self) -> None:
         self._seen: dict[int, Any] = {}
 
-    def follow(self, code: Iterable[Any]) -> Iterator[tuple[Any, set[str]]]:
-        """Dicts of global variables, and classes, with the names in them that matter."""
+    def follow(self, code: Iterable[Any]) -> Iterator[tuple[Any, set[str] | None]]:
+        """Where code may keep something, and under which names, or None for all of it.
+
+        Dicts of global variables, classes, attributes of functions and what those close over.
+        """
         stack = list(code)
         while stack:
             value = stack.pop()
@@ -100,9 +108,9 @@ class _Code:
             self._seen[id(value)] = value
             if isinstance(value, types.FunctionType) and _is_own(value):
                 names = _names(value.__code__)
-                stack.extend(
-                    cell.cell_contents for cell in value.__closure__ or () if _filled(cell)
-                )
+                cells = value.__closure__ or ()
+                stack += [cell.cell_contents for cell in cells if _filled(cell)]
+                yield from ((place, None) for place in (vars(value), *cells))
                 spaces = [value.__globals__]
                 for name in names:
                     found = value.__globals__.get(name)
@@ -116,12 +124,10 @@ class _Code:
                 stack.extend((*value.__bases__, *content.values()))
                 yield value, set(content)
             elif isinstance(value, _WRAPPERS):
-                stack.extend(
-                    getattr(value, name, None)
-                    for name in ("__wrapped__", "__func__", "fget", "func")
-                )
+                stack += [getattr(value, name, None) for name in _WRAPPED]
 
 
+_WRAPPED = ("__wrapped__", "__func__", "fget", "func")
 _WRAPPERS = (
     _LRU_CACHE, types.MethodType, staticmethod, classmethod, property, functools.partial,
     functools.cached_property,
@@ -197,6 +203,8 @@ def _content(value: Any) -> Any:
     Containers are read and written past whatever their class makes of reading and writing.
     """
     base = next((kind for kind in _CONTAINERS if isinstance(value, kind)), None)
+    if isinstance(value, types.CellType):
+        return {"cell_contents": value.cell_contents} if _filled(value) else {}
     if base is not None:
         return dict(base.items(value)) if issubclass(base, dict) else list(base.__iter__(value))
     try:
@@ -231,6 +239,9 @@ def _restore_content(value: Any, content: Any) -> None:
     else:
         same = len(content) == len(now) and all(map(operator.is_, content, now))
     if same:
+        return
+    if isinstance(value, types.CellType):
+        value.cell_contents = content.get("cell_contents")
         return
     target = value if isinstance(value, _CONTAINERS) else vars(value)
     base: Any = next(kind for kind in _CONTAINERS if isinstance(target, kind))
