@@ -14,13 +14,10 @@ from collections.abc import (
     Callable,
     Collection,
     Hashable,
-    Iterable,
-    Iterator,
     Mapping,
     MutableMapping,
 )
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -31,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ghn_init.errors import GHNInitError
-from ghn_init.graph.copies import INTERNAL, NotCopyable, slot_names
+from ghn_init.graph.copies import NotCopyable
+from ghn_init.graph.outputs import kept_tensors, tensors_in
 
 
 class _Schema:
@@ -109,9 +107,9 @@ class Recorder(TorchDispatchMode):
         Raises:
             NoOutput: if there is neither.
         """
-        found = list(_tensors_in(output, {}))
+        found = list(tensors_in(output))
         if not found:
-            found = [t for t in _kept_tensors(model) if self._is_made(t)]
+            found = [t for t in kept_tensors(model) if self._is_made(t)]
         if not found:
             raise NoOutput(
                 f"its forward returns {type(output).__name__}, in which there is no tensor, and "
@@ -366,48 +364,3 @@ def single_number(tensor: Tensor) -> float | None:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
-
-
-_MOST_OUTPUTS = 10_000
-"""Items that are taken from an output's iterator: it might have no end."""
-
-
-def _tensors_in(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
-    """Every tensor in a model's output: containers, iterators, dataclasses, any object."""
-    if id(value) in seen or isinstance(value, _WITHOUT_TENSORS):
-        return
-    seen[id(value)] = value
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors_in(item, seen)
-    else:
-        found = False
-        for item in _attributes(value):
-            for tensor in _tensors_in(item, seen):
-                found = True
-                yield tensor
-        if not found and isinstance(value, Iterable):
-            for item in islice(value, _MOST_OUTPUTS):
-                yield from _tensors_in(item, seen)
-
-
-_WITHOUT_TENSORS = (str, bytes, int, float, complex, type(None), type, range, nn.Module)
-
-
-def _attributes(value: Any) -> Iterator[Any]:
-    """What an object's attributes refer to, its slots' too."""
-    yield from getattr(value, "__dict__", {}).values()
-    for name in slot_names(type(value)):
-        if hasattr(value, name):
-            yield getattr(value, name)
-
-
-def _kept_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors on modules, outside of parameters and buffers."""
-    seen: dict[int, Any] = {}
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if name not in INTERNAL:
-                yield from _tensors_in(value, seen)
