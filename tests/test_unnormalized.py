@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo_models import ZOO
 
 import ghn_init
-from ghn_init.graph.residuals import branches_without_norm, longest_run
+from ghn_init.graph.residuals import branches_without_norm, ends, runs_without_norm
 
 
 def conv(channels: int, out: int | None = None) -> nn.Conv2d:
@@ -84,7 +84,8 @@ def test_branches_with_a_norm_are_not_scaled() -> None:
     for name in ("resnet18", "vit_b_16", "convnext_tiny", "mobilenet_v2", "swin_t"):
         graph = ghn_init.trace(torchvision_model(name))
         assert branches_without_norm(graph) == [], name
-        assert longest_run(graph) < 4, name
+        run = runs_without_norm(graph)
+        assert max(run[i] for i in ends(graph)) < 4, name
 
 
 def test_normalized_weights_are_not_scaled() -> None:
@@ -128,6 +129,38 @@ def test_what_is_not_written_is_not_scaled() -> None:
     _, report = ghn_init.apply(model, ghn="embedded", return_report=True)
     assert torch.equal(frozen, before)
     assert any("scaled down" in note for note in report.notes)
+
+
+def test_layers_before_a_kept_head_keep_its_inputs_at_one_size() -> None:
+    """As a detector's towers, which start with small weights in front of a prior."""
+
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32)
+            self.layers = nn.ModuleList(conv(32) for _ in range(4))
+            self.scores, self.boxes = conv(32, 5), conv(32, 4)
+            for layer in (*self.layers, self.scores, self.boxes):
+                nn.init.normal_(layer.weight, std=0.01)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = F.relu(self.norm(self.stem(x)))
+            for layer in self.layers:
+                x = F.relu(layer(x))
+            return self.scores(x), self.boxes(x)
+
+    x = torch.rand(2, 3, 24, 24)
+    inputs: list[Tensor] = []
+    model = Tower()
+    model.scores.register_forward_hook(lambda m, args, out: inputs.append(args[0]))
+    model(x)
+    _, report = ghn_init.apply(model, ghn="embedded", example_inputs=x, return_report=True)
+    inputs.pop() if len(inputs) > 1 else None
+    model(x)
+    before, after = (float(t.square().mean().sqrt()) for t in inputs)
+    assert before / 5 < after < 5 * before
+    (note,) = [n for n in report.notes if "which are kept" in n]
+    assert note.startswith("layers.3.weight, layers.3.bias:")
 
 
 @pytest.mark.slow

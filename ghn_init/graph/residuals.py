@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ghn_init.graph.graph import NO_PASSAGE, NORMS, WEIGHTS, Graph
@@ -16,7 +15,7 @@ class Branch:
         sum: the node of the sum.
         stream: the node of its other operand, which the branch is computed from.
         end: the branch's last node.
-        last: names of the weights that end the branch, with the names of their biases.
+        last: names of the weight that ends the branch and of its bias.
         depth: how many such sums follow each other on this stream.
     """
 
@@ -40,25 +39,43 @@ def branches_without_norm(graph: Graph) -> list[Branch]:
             pairs[j] = before[0], before[1]
     depths = _depths({j: stream for j, (stream, _) in pairs.items()})
     found = (
-        Branch(j, stream, end, tuple(_last(graph, end)), depths[j])
+        Branch(j, stream, end, last_layer(graph, end), depths[j])
         for j, (stream, end) in pairs.items()
     )
     return [branch for branch in found if branch.last]
 
 
-def longest_run(graph: Graph) -> int:
-    """The most weights in a row, without a norm in between, in front of a node without successor.
+def runs_without_norm(graph: Graph) -> list[int]:
+    """For each node the most weights in a row that lead to it, itself included, without a norm.
 
     Residual branches that begin with a norm do not make a run longer.
     """
-    run = [0] * len(graph)
+    run: list[int] = []
     for j, node in enumerate(graph.nodes):
-        run[j] = (
-            0 if _is_norm(graph, j) else max(map(run.__getitem__, _inputs(graph, j)), default=0)
-        )
+        before = [] if _is_norm(graph, j) else _inputs(graph, j)
+        run.append(max((run[i] for i in before), default=0))
         run[j] += node.op in WEIGHTS and node.param not in graph.normalized
-    ends = set(range(len(graph))) - {i for i, _ in graph.edges}
-    return max((run[j] for j in ends), default=0)
+    return run
+
+
+def ends(graph: Graph) -> list[int]:
+    """The nodes of the last layers' weights; where there are none, those without a successor."""
+    heads = {weight for weight, _ in graph.heads or ()}
+    found = [i for i, node in enumerate(graph.nodes) if node.param in heads]
+    return found or sorted(set(range(len(graph))) - {i for i, _ in graph.edges})
+
+
+def last_layer(graph: Graph, end: int) -> tuple[str, ...]:
+    """Names of the weight that a node ends, and of its bias; none if it ends otherwise."""
+    node = graph.nodes[end]
+    if node.op in WEIGHTS and node.param:
+        return (node.param,)
+    if node.op == "bias" and node.param:
+        return (*last_layer(graph, graph.predecessors[end][0]), node.param)
+    return last_layer(graph, graph.predecessors[end][0]) if node.op in _PASSED else ()
+
+
+_PASSED = frozenset({"cse", "max_pool", "avg_pool", "glob_avg"})
 
 
 def _above_without_norm(graph: Graph) -> list[int]:
@@ -94,14 +111,3 @@ def _depths(stream: dict[int, int]) -> dict[int, int]:
     for j, first in root.items():
         longest[first] = max(longest.get(first, 0), length[j])
     return {j: longest[first] for j, first in root.items()}
-
-
-def _last(graph: Graph, end: int) -> Iterator[str]:
-    """The weights that a branch ends with, and their biases; none if it ends otherwise."""
-    node = graph.nodes[end]
-    if node.op in WEIGHTS and node.param:
-        yield node.param
-    elif node.op == "bias" and node.param:
-        yield from (*_last(graph, graph.predecessors[end][0]), node.param)
-    elif node.op == "cse":
-        yield from _last(graph, graph.predecessors[end][0])

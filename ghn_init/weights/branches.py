@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ghn_init.graph.graph import Graph
-from ghn_init.graph.residuals import Branch, branches_without_norm, longest_run
+from ghn_init.graph.residuals import (
+    Branch,
+    branches_without_norm,
+    ends,
+    last_layer,
+    runs_without_norm,
+)
 from ghn_init.names import abridged
 from ghn_init.weights.signal import Signal, size
 from ghn_init.weights.tiling import repeated
@@ -18,6 +24,9 @@ _SHORTEST_CHAIN = 2
 
 _SHORTEST_RUN = 4
 """Weights in a row, without a norm, from which the size of the outputs is estimated."""
+
+_FAR = 4.0
+"""Ratio of the size of a kept layer's inputs to what they had from which they are scaled."""
 
 _TOO_FAR = 20.0
 """Ratio of the outputs' size to that under the model's own initialization that is warned of."""
@@ -39,11 +48,13 @@ class Stabilized:
 def stabilize(
     graph: Graph, values: Mapping[str, Tensor], own: Mapping[str, Tensor], scale: bool
 ) -> Stabilized:
-    """Scale residual branches without a norm, and compare the size of the outputs.
+    """Scale layers where no norm keeps activations at one size, and compare the outputs' size.
 
-    Each such sum may add 1/L of the stream's size, L being the sums in a row: they then make it at
-    most e times as large. Where a branch would add more, its last layer is scaled, as in Fixup
-    (Zhang et al., 2019, https://arxiv.org/abs/1901.09321), which begins with 0.
+    Two kinds of layers are scaled. A residual sum without a norm may add 1/L of the stream's size,
+    L being the sums in a row: they then make it at most e times as large. Where a branch would add
+    more, its last layer is scaled, as in Fixup (Zhang et al., 2019,
+    https://arxiv.org/abs/1901.09321), which begins with 0. And a last layer of the model that is
+    kept gets inputs of the size that it was made for, where several layers before it have no norm.
 
     Arguments:
         graph: of the model.
@@ -52,61 +63,90 @@ def stabilize(
         scale: whether to scale, or only to compare.
     """
     branches = [b for b in branches_without_norm(graph) if b.depth >= _SHORTEST_CHAIN]
-    if not branches and longest_run(graph) < _SHORTEST_RUN:
+    run = runs_without_norm(graph)
+    if not branches and max((run[i] for i in ends(graph)), default=0) < _SHORTEST_RUN:
         return Stabilized({}, ())
     if any(tensor.is_meta for tensor in own.values()):
         return Stabilized({}, ())
-    changed: dict[str, Tensor] = {}
-
-    def new(name: str) -> Tensor:
-        tensor = changed.get(name, values.get(name))
-        return _own(name) if tensor is None else repeated(tensor, graph.shapes[name]).cpu()
-
-    def _own(name: str) -> Tensor:
-        return own[name].detach().cpu() * graph.factors.get(name, 1.0)
-
-    signal = Signal(graph, new)
-    writable = {b.end: b for b in branches if scale and b.last[0] in values}
-    for index in range(len(graph)):
-        signal.step()
-        if index in writable:
-            factor = _damp(signal, writable[index])
-            last = [name for name in writable[index].last if name in values and factor < 1]
-            changed |= {name: changed.get(name, values[name]) * factor for name in last}
-    notes = [_scaled_note(changed, branches[0].depth)] if changed else []
-    before = Signal(graph, _own)
+    work = _Stabilizer(graph, values, own)
+    if scale:
+        work.branches = {b.end: b for b in branches}
+        heads = (i for i in ends(graph) if graph.nodes[i].param not in values)
+        work.before_heads = {
+            i for head in heads if run[head] >= _SHORTEST_RUN for i in graph.predecessors[head]
+        }
     for _ in graph.nodes:
-        before.step()
-    return Stabilized(changed, (*notes, *_size_notes(signal, before)))
+        work.step()
+    return Stabilized(work.changed, tuple(work.notes()))
 
 
-def _damp(signal: Signal, branch: Branch) -> float:
-    """Scale the vectors at the end of a branch to what it may add; the factor, at most 1."""
-    found = size(signal.arriving(branch.end, branch.sum))
-    allowed = size(signal.at[branch.stream]) / branch.depth
-    factor = allowed / found if found > allowed else 1.0
-    signal.at[branch.end] = signal.at[branch.end] * factor
-    return factor
+class _Stabilizer:
+    """The signal under new values, which are scaled on its way, beside that under the own ones."""
 
+    def __init__(
+        self, graph: Graph, values: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> None:
+        self.graph, self.values, self.own = graph, values, own
+        self.changed: dict[str, Tensor] = {}
+        self.branches: dict[int, Branch] = {}
+        self.before_heads: set[int] = set()
+        self.damped: list[str] = []
+        self.matched: list[str] = []
+        self.new, self.old = Signal(graph, self._new_value), Signal(graph, self._own_value)
 
-def _scaled_note(changed: Mapping[str, Tensor], depth: int) -> str:
-    return (
-        f"{abridged(tuple(changed))}: scaled down, as they end residual branches without a norm, "
-        f"of which {depth} in a row would make the activations explode"
-    )
+    def _new_value(self, name: str) -> Tensor:
+        tensor = self.changed.get(name, self.values.get(name))
+        if tensor is None:
+            return self._own_value(name)
+        return repeated(tensor, self.graph.shapes[name]).cpu()
 
+    def _own_value(self, name: str) -> Tensor:
+        return self.own[name].detach().cpu() * self.graph.factors.get(name, 1.0)
 
-def _size_notes(signal: Signal, before: Signal) -> list[str]:
-    """A warning where the outputs' size is far from that of the model's own initialization."""
-    ends = set(range(len(signal.graph))) - {i for i, _ in signal.graph.edges}
-    pairs = [(size(signal.at[i]), size(before.at[i])) for i in sorted(ends)]
-    ratios = [new / old for new, old in pairs if old > 0]
-    worst = max(ratios, key=lambda ratio: max(ratio, 1 / max(ratio, 1e-30)), default=1.0)
-    if 1 / _TOO_FAR < worst < _TOO_FAR:
-        return []
-    kind = "larger" if worst > 1 else "smaller"
-    return [
-        f"the first outputs may be far {kind} than with the model's own initialization "
-        f"({worst:.0e} times, estimated from the weights): the model lacks norms that keep "
-        "activations at one size"
-    ]
+    def step(self) -> None:
+        """Pass one node, and scale the layer that ends there if it is too large or too small."""
+        index = len(self.new.at)
+        old, new = size(self.old.step()), size(self.new.step())
+        if (branch := self.branches.get(index)) is not None:
+            found = size(self.new.arriving(index, branch.sum))
+            allowed = size(self.new.at[branch.stream]) / branch.depth
+            if found > allowed:
+                self.damped += self._scale(branch.last, index, allowed / found)
+        elif index in self.before_heads and not old / _FAR < new < old * _FAR and old * new > 0:
+            self.matched += self._scale(last_layer(self.graph, index), index, old / new)
+
+    def _scale(self, layer: Sequence[str], index: int, factor: float) -> list[str]:
+        """Scale a layer and the signal behind it; a layer that is used again only once."""
+        fixed = self.changed.keys() | self.graph.normalized
+        if not layer or layer[0] not in self.values or layer[0] in fixed:
+            return []
+        written = [name for name in layer if name in self.values]
+        self.changed |= {name: self.values[name] * factor for name in written}
+        self.new.at[index] = self.new.at[index] * factor
+        return written
+
+    def notes(self) -> list[str]:
+        """What was scaled, and a warning where the outputs' size is far from the usual one."""
+        notes = []
+        if self.damped:
+            depth = max(branch.depth for branch in self.branches.values())
+            notes.append(
+                f"{abridged(self.damped)}: scaled down, as they end residual branches without a "
+                f"norm, of which {depth} in a row would make the activations explode"
+            )
+        if self.matched:
+            notes.append(
+                f"{abridged(self.matched)}: scaled, so that the last layers, which are kept, get "
+                "inputs of the size that they had, as no norm sees to that"
+            )
+        pairs = [(size(self.new.at[i]), size(self.old.at[i])) for i in ends(self.graph)]
+        ratios = [new / old for new, old in pairs if old > 0]
+        worst = max(ratios, key=lambda ratio: max(ratio, 1 / max(ratio, 1e-30)), default=1.0)
+        if not 1 / _TOO_FAR < worst < _TOO_FAR:
+            kind = "larger" if worst > 1 else "smaller"
+            notes.append(
+                f"the first outputs may be far {kind} than with the model's own initialization "
+                f"({worst:.0e} times, estimated from the weights): the model lacks norms that keep "
+                "activations at one size"
+            )
+        return notes
