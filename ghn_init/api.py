@@ -119,8 +119,9 @@ def apply(
             neither cached nor can be fetched, `"embedded"`, with a warning that the report has
             too. A checkpoint that is named is never replaced by another.
         device: where the hypernetwork computes. Default: where a given hypernetwork is, else CPU.
-        head: `"auto"` (default) predicts the classification layer only if its number of classes
-            is the checkpoint's, else leaves it; `"predict"`; `"keep"`.
+        head: what becomes of the last layers, those without another weight between them and an
+            output. `"auto"` (default) predicts them if they are a classification layer with the
+            checkpoint's number of classes, else leaves them; `"predict"`; `"keep"`.
         norms: `"auto"` (default) predicts the weights and biases of those normalization layers
             that the checkpoint has learned to predict, and leaves the others (the embedded one
             leaves layer norms, group and RMS norms included); `"predict"` all of them; `"keep"`
@@ -143,7 +144,11 @@ def apply(
 
     Without `-orth` every convolution and linear weight but the classifier gets the noise; with
     it, those from L on get the noise and the orthogonal step, and earlier ones stay as predicted.
-    What no primitive fits is left, and named in the report. A model on the meta device is given
+    What no primitive fits is left, and named in the report. Where no norm keeps activations at one
+    size, the ends of residual branches, and layers before last layers that are kept, are scaled;
+    the report says which, and warns if outputs may still be far larger or smaller.
+
+    A model on the meta device is given
     memory where the hypernetwork computes, and what is not predicted of it its own initialization,
     which takes as long as building it on a real device.
 
