@@ -68,10 +68,17 @@ def plain_modes() -> Iterator[None]:
     """Keep the caller's autocast and inference mode from numbers, and from what is dispatched."""
     with contextlib.ExitStack() as modes:
         for device in ("cpu", "cuda", "mps", "xpu"):
-            if torch.is_autocast_enabled(device):
+            if _autocast_is_on(device):
                 modes.enter_context(torch.autocast(device, enabled=False))
         modes.enter_context(torch.inference_mode(False))
         yield
+
+
+def _autocast_is_on(device: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device)
+    except RuntimeError:  # torch before 2.5 does not know all of these devices
+        return False
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ def test_draw(
     run("draw", f"{zoo}:small", "--json", *shape, "--ghn", checkpoint)
     assert json.loads(capsys.readouterr().out)["coverage"] == 1
     run("draw", f"{zoo}:small", *shape, "--ghn", checkpoint, "--head", "keep")
-    assert 'classification layer kept (head="keep")' in capsys.readouterr().out
+    assert 'last layer kept (head="keep")' in capsys.readouterr().out
 
 
 def test_draw_says_what_export_says(

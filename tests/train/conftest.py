@@ -17,8 +17,9 @@ from ghn_init.train.networks.genotypes import to_json
 from ghn_init.train.networks.nets import header, nets_path
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
+    """For every test: another may have set another number, which changes the last digits."""
     torch.set_num_threads(1)
 
 
