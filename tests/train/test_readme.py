@@ -35,13 +35,16 @@ def commands() -> list[list[str]]:
 def in_small(command: list[str]) -> list[str]:
     name = next(word for word in command if word in SMALL)
     small = [*command, *SMALL[name].split()]
+    if "--start-from" in command:  # of the size and the classes of the small runs
+        small += ["--start-from", "runs/small/ghn.safetensors"]
     if name == "run" and "--max-steps" in command:
         small += ["--max-steps", "2"]
-    elif name == "run":
-        small += ["--epochs", "1"] if "--epochs" in command else []
+    elif name == "run" and ("--epochs" in command or "--start-from" in command):
+        small += ["--epochs", "1"]
     return small
 
 
+@pytest.mark.slow
 def test_every_command_runs(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,4 +61,4 @@ def test_every_command_runs(
         done = subprocess.run(start, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         assert metrics(tmp_path / "runs" / "t8")[-1]["step"] == 75 * (48 // 40)
-    assert {path.name for path in Path("runs").iterdir()} == {"small", "t8"}
+    assert {path.name for path in Path("runs").iterdir()} == {"small", "t8", "zoo"}
