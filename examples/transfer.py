@@ -33,16 +33,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ghn_init import GHNInitError, load_ghn
-from ghn_init.compare import (
-    Comparison,
-    FineTuning,
-    Point,
-    compare,
-)
+from ghn_init import GHNInitError, create_model, load_ghn
+from ghn_init.compare import Comparison, FineTuning, Point, compare
 from ghn_init.images import SmallImages, Split, split_images
 from ghn_init.methods import parse_methods
-from ghn_init.models import create_model
 
 CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
