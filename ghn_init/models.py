@@ -1,4 +1,4 @@
-"""Models by name, from timm or torchvision, or from a Python file."""
+"""Models by name, from timm, torchvision or transformers, or from a Python file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from torch import nn
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.isolation import isolated_rng
 
-LIBRARIES = ("timm", "torchvision")
+LIBRARIES = ("timm", "torchvision", "transformers")
+
+_TIMM_PLACES = ("hf-hub:", "hf_hub:", "local-dir:")
+"""What begins a name that tells timm where a model's configuration is."""
 
 _FILE = "ghn_init_model_file_"
 """What the names of modules begin with that are model files."""
@@ -38,25 +41,34 @@ def create_model(
     """Build a model by name.
 
     Arguments:
-        name: as in `timm.list_models()` or `torchvision.models.list_models()`; a name that both
-            have is taken from timm. Or `path/to/file.py:factory`, a function or class in a Python
-            file that gives a model when it is called. The file is run, and may import the files
-            beside it: use only what you trust.
-        library: `"timm"` or `"torchvision"`, to ask one of them only; not for a file.
+        name: one of these:
+            - a name of timm or torchvision, as their `list_models()` have it, also with a tag
+              (`"resnet18.a1_in1k"`); one that both have is taken from timm;
+            - `"hf-hub:org/name"` or `"local-dir:path"`, as in `timm.create_model`;
+            - a model of transformers on the Hub, such as `"microsoft/resnet-18"`, or `"./folder"`:
+              an image classifier by its configuration;
+            - `"path/to/file.py:factory"`, a function or class in a Python file that gives a model
+              when it is called. The file is run, and may import the files beside it: use only
+              what you trust.
+        library: one of `LIBRARIES`, to ask only that one; not for a file.
         num_classes: outputs of the classification layer; given to a factory as `num_classes=`.
             Default: the library's (1000 mostly) or the factory's.
         seed: of the model's own initialization. The global RNG is left as it is.
-        pretrained: with the library's published weights, which are downloaded unless cached.
+        pretrained: with the published weights, which are downloaded unless cached.
 
     Returns: the model and the library (or file) that it came from.
 
     Raises:
         GHNInitError: no such model, file or factory, no such weights, or building it fails.
     """
+    if not isinstance(name, str):
+        raise GHNInitError(f"a model is given by name, not as {type(name).__name__}.")
     if library is not None and library not in LIBRARIES:
-        raise GHNInitError(f"unknown library {library!r}: choose timm or torchvision.")
-    if num_classes is not None and num_classes < 1:
-        raise GHNInitError(f"num_classes is {num_classes}: give 1 or more.")
+        raise GHNInitError(f"unknown library {library!r}: choose one of {', '.join(LIBRARIES)}.")
+    if num_classes is not None and not (isinstance(num_classes, int) and num_classes > 0):
+        raise GHNInitError(f"num_classes is {num_classes!r}: give an integer from 1 up.")
+    if not isinstance(seed, int):
+        raise GHNInitError(f"seed is {seed!r}: give an integer.")
     keywords: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if is_in_file(name):
         if pretrained:
@@ -64,14 +76,26 @@ def create_model(
         path, _, factory = name.rpartition(":")
         make = functools.partial(_from_file, path, factory, keywords)
         return _build(make, f"model {name!r}", seed), path
+    source, build = _find(name, library)
+    what = f"{source} model {name!r}" + " with pretrained weights" * pretrained
+    return _build(functools.partial(build, name, pretrained, **keywords), what, seed), source
+
+
+def _find(name: str, library: str | None) -> tuple[str, Callable[..., nn.Module]]:
+    """The library that has a model, and its builder."""
+    if name.endswith(".py"):
+        raise GHNInitError(f"{name!r} is a file: say what gives the model, as in {name}:factory.")
+    if name.startswith(_TIMM_PLACES):
+        asked: tuple[str, ...] = ("timm",)
+    else:
+        asked = ("transformers",) if "/" in name else ("timm", "torchvision")
     known: list[str] = []
-    for candidate in LIBRARIES if library is None else (library,):
+    for candidate in asked if library is None else (library,):
         names, build = _open(candidate)
         known += names
-        if name in names:
-            make = functools.partial(build, name, pretrained, **keywords)
-            what = f"{candidate} model {name!r}" + " with pretrained weights" * pretrained
-            return _build(make, what, seed), candidate
+        plain = name.partition(".")[0] if candidate == "timm" else name  # without its tag
+        if candidate in asked and ("/" in name or ":" in name or plain in names):
+            return candidate, build
     close = difflib.get_close_matches(name, set(known), n=3)
     hint = f" Did you mean {', '.join(close)}?" if close else ""
     where = library or "timm nor torchvision"
@@ -84,12 +108,13 @@ def _open(library: str) -> tuple[list[str], Callable[..., nn.Module]]:
         if library == "timm":
             timm = importlib.import_module("timm")
             return timm.list_models(), timm.create_model
+        if library == "transformers":
+            return [], functools.partial(_from_transformers, importlib.import_module(library))
         models = importlib.import_module("torchvision.models")
         return models.list_models(), functools.partial(_from_torchvision, models)
     except ImportError as error:
         raise GHNInitError(
-            f"{library} cannot be imported ({error}): pip install {library}, or name the other "
-            "library."
+            f"{library} cannot be imported ({error}): pip install {library}, or name another model."
         ) from error
 
 
@@ -101,14 +126,28 @@ def _from_torchvision(models: Any, name: str, pretrained: bool, **keywords: Any)
     return model
 
 
+def _from_transformers(
+    transformers: Any, name: str, pretrained: bool, num_classes: int | None = None
+) -> nn.Module:
+    labels = {} if num_classes is None else {"num_labels": num_classes}
+    config = transformers.AutoConfig.from_pretrained(name, **labels)
+    classifier = transformers.AutoModelForImageClassification
+    model: nn.Module = (
+        classifier.from_pretrained(name, config=config, ignore_mismatched_sizes=bool(labels))
+        if pretrained
+        else classifier.from_config(config)
+    )
+    return model
+
+
 def is_in_file(name: str) -> bool:
     """Whether a model's name is `path/to/file.py:factory`."""
     return name.rpartition(":")[0].endswith(".py")
 
 
 def short_name(name: str) -> str:
-    """The factory of a model in a file, for tables and pictures; else the name."""
-    return name.rpartition(":")[2] if is_in_file(name) else name
+    """For tables and pictures: the factory of a model in a file, the last part of a place."""
+    return name.rpartition(":" if is_in_file(name) else "/")[2]
 
 
 def _from_file(path: str, factory: str, keywords: dict[str, Any]) -> nn.Module:

@@ -38,12 +38,14 @@ class ResultsFile(Generic[Row]):
         names: tuple[str, str] = ("settings", "runs"),
     ) -> None:
         self.rows: list[Row] = []
+        self._text = ""  # of the file, as it was read or written last
         self._path = None if path is None else Path(path)
         self._settings, self._to_json, self._names = dict(settings), to_json, names
         if self._path is None or not self._path.exists():
             return
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
+            self._text = self._path.read_text(encoding="utf-8")
+            content = json.loads(self._text)
             then = dict(content[names[0]])
             self.rows = [from_json(row) for row in content[names[1]]]
         except (OSError, ValueError, LookupError, TypeError, AttributeError, GHNInitError) as error:
@@ -63,15 +65,21 @@ class ResultsFile(Generic[Row]):
         """Write the file, whole or not at all.
 
         Raises:
-            GHNInitError: it cannot be written.
+            GHNInitError: it cannot be written, or another process has written it meanwhile.
         """
         if self._path is None:
             return
+        if self._path.exists() and self._path.read_text(encoding="utf-8") != self._text:
+            raise GHNInitError(
+                f"another process has changed {self._path} meanwhile: let one at a time write to "
+                "it, and start this one again."
+            )
         first, second = map(json.dumps, self._names)
         rows = ",\n".join(json.dumps(self._to_json(row)) for row in self.rows)  # one a line
         text = f"{{{first}: {json.dumps(self._settings, indent=1)},\n{second}: [\n{rows}\n]}}\n"
         with atomic_path(self._path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+        self._text = text
 
     def _check(self, then: Mapping[str, Any]) -> None:
         """Refuse rows that cannot stand beside the new ones."""

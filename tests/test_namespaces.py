@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import importlib
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -44,6 +46,30 @@ def test_every_public_name_is_there(name: str) -> None:
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError):
         _ = package.nonsense
+
+
+def imports(file: Path) -> Iterator[tuple[str, str]]:
+    """What a script imports from us: `(package, name)`."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ghn_init"):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            names = (alias.name for alias in node.names)
+            yield from ((name, "__doc__") for name in names if name.startswith("ghn_init."))
+
+
+def test_examples_use_public_names_only() -> None:
+    examples = ROOT.parent / "examples"
+    if not examples.is_dir():
+        pytest.skip("not a source tree")
+    found = {(file.name, *found) for file in examples.rglob("*.py") for found in imports(file)}
+    assert len(found) > 20
+    hidden = [
+        (file, package, name)
+        for file, package, name in found
+        if package not in PACKAGES or name not in importlib.import_module(package).__all__
+    ]
+    assert not hidden
 
 
 def test_importing_is_free() -> None:

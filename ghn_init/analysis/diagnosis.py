@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ghn_init.analysis.images import Batch, random_batch, traced
+from ghn_init.analysis.images import Batch, image_inputs, random_batch, traced
 from ghn_init.analysis.initializations import (
     Checkpoints,
     architecture,
@@ -134,7 +134,7 @@ def diagnose(
     names = weight_layers(graph)
     chosen = _choose(names, classifier_weights(graph), layers)
     hypernetworks = load_hypernetworks(methods, ghn)
-    example = torch.empty(2, *shape, device="meta")
+    example = image_inputs(model, torch.empty(2, *shape, device="meta"))
     measured = []
     with Progress(len(methods), "method", silent=not progress) as line:
         for method in methods:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.graph import Graph
@@ -24,18 +27,34 @@ def traced(model: nn.Module, shape: tuple[int, ...] | None = None) -> tuple[Grap
         GHNInitError: the model does not run on such inputs.
     """
     check_traceable(model)
-    if shape is not None:
-        return trace(model, torch.empty(2, *shape, device="meta")), shape
+    guessed = [next(iter(pytree.tree_leaves((i.args, i.kwargs)))) for i in likely_inputs(model)]
     first = None
-    for inputs in likely_inputs(model):
+    for tried in [shape] if shape is not None else [tuple(image.shape[1:]) for image in guessed]:
         try:
-            graph = trace(model, inputs.args[0])
+            return trace(model, image_inputs(model, torch.empty(2, *tried, device="meta"))), tried
         except GHNInitError as error:
             first = first or error
-        else:
-            return graph, tuple(inputs.args[0].shape[1:])
     assert first is not None
     raise first
+
+
+def image_inputs(model: nn.Module, images: Tensor) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """Arguments of a model's forward: the images in the place of each input that it asks for.
+
+    (Siamese networks and optical flow take two; transformers' models take one by its name.)
+    """
+    parameters = inspect.signature(model.forward).parameters
+    if "pixel_values" in parameters:
+        return {"pixel_values": images}
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters.values() if p.kind in by_position and p.default is p.empty]
+    return (images,) * max(1, len(needed))
+
+
+def run_on(model: nn.Module, images: Tensor) -> Any:
+    """What a model returns for the images, see `image_inputs`."""
+    inputs = image_inputs(model, images)
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def random_batch(shape: tuple[int, ...], classes: int, size: int = 8, seed: int = 0) -> Batch:

@@ -11,7 +11,10 @@ Parser = argparse.ArgumentParser
 Commands: TypeAlias = "argparse._SubParsersAction[DeferredParser]"
 """What `ArgumentParser.add_subparsers` gives: a command is added to it."""
 
-_MODEL = "a timm or torchvision model name, or path/to/file.py:factory"
+_MODEL = (
+    "a name of timm or torchvision, hf-hub:ORG/NAME of timm, ORG/NAME of transformers, or "
+    "path/to/file.py:factory (runs the file)"
+)
 
 
 def add_model(parser: Parser, several: bool = False) -> None:
@@ -20,7 +23,8 @@ def add_model(parser: Parser, several: bool = False) -> None:
         parser.add_argument("models", metavar="MODEL", nargs="+", help=_MODEL)
     else:
         parser.add_argument("model", metavar="MODEL", help=_MODEL)
-    parser.add_argument("--library", choices=("timm", "torchvision"), help="default: timm first")
+    parser.add_argument("--library", choices=("timm", "torchvision", "transformers"),
+                        help="default: timm first")  # fmt: skip
 
 
 def add_num_classes(parser: Parser, default: str = "the model's own") -> None:

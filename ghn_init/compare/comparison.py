@@ -26,8 +26,8 @@ class Row:
         method: its label.
         point: hyperparameters of its runs.
         outcomes: of its runs, by seed.
-        choice: accuracies of the runs among which `point` was chosen, on the images for that;
-            None where a run diverged. Empty: there was nothing to choose.
+        choice: validation accuracies of the runs among which `point` was chosen; None where a run
+            diverged. Empty: there was nothing to choose.
     """
 
     method: str
@@ -68,10 +68,10 @@ class Comparison(Result):
     Arguments:
         name: of the model.
         how: the budget of each run.
-        images: how many there are to train on, to choose on and to test on.
+        images: numbers of training, validation and test images.
         classes: number of classes.
         checkpoints: the hypernetworks, each with its checksum.
-        reach: accuracies, in per cent, to count the steps to.
+        reach: accuracies, in percent, to count the steps to.
         rows: one a method.
     """
 
@@ -111,7 +111,7 @@ class Comparison(Result):
             f"{self.name}: {train} images of {self.classes} classes, {how.steps} steps of "
             f"{how.batch_size} ({epochs:.3g} epochs), {how.optimizer}, {how.precision}"
         )
-        yield f"accuracy in per cent on {test} test images, {seeds} seed{'s' * (seeds > 1)}"
+        yield f"accuracy in percent on {test} test images, {seeds} seed{'s' * (seeds > 1)}"
         if any(row.choice for row in self.rows):
             tried = max(len(row.choice) for row in self.rows)
             yield (
@@ -134,7 +134,7 @@ class Comparison(Result):
             _draw(axes, row, index)
         axes.set_xlabel(f"steps of {self.how.batch_size} images")
         axes.set_ylabel("test accuracy, %")
-        axes.set_title(f"{self.name}, {self.images[0]} labelled images", fontsize=10)
+        axes.set_title(f"{self.name}, {self.images[0]} labeled images", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.legend(frameon=False, fontsize=8)

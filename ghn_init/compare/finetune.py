@@ -25,7 +25,7 @@ class Outcome:
     """How a run went.
 
     Arguments:
-        curve: `(steps made, accuracy in per cent)`.
+        curve: `(steps made, accuracy in percent)`.
         diverged_at: the step, counted from 1, whose loss was not finite or after which the
             model's outputs were not; the run ended there. None: there was none.
         predicted: share of the model's parameters that a hypernetwork predicted.
@@ -103,7 +103,7 @@ def evaluate(
     how: FineTuning,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> float | None:
-    """Top-1 accuracy in per cent, with running statistics; None if an output is not finite."""
+    """Top-1 accuracy in percent, with running statistics; None if an output is not finite."""
     training = model.training
     model.eval()
     percent, finite = top1(

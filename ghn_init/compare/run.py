@@ -66,7 +66,7 @@ def compare(
         seeds: how many runs of each method are reported: seeds 0, 1, and so on.
         ghn: hypernetworks, as names, paths or objects: one, or one for ghn3 and one for ghn2.
             Default: the published ones.
-        reach: accuracies, in per cent, to count the steps to.
+        reach: accuracies, in percent, to count the steps to.
         results: JSON file in which every finished run is kept; those that it has are not made
             again. Methods, seeds and points may differ from those in it.
         name: of the model, for the table and the file.
@@ -211,7 +211,7 @@ def example_inputs(data: Split) -> Tensor:
 def _check_plan(data: Split, points: tuple[Point, ...], seeds: int, reach: Sequence[float]) -> None:
     outside = [value for value in reach if not 0 <= value <= 100]
     if outside:
-        raise GHNInitError(f"reach is {outside[0]:g}: give accuracies from 0 to 100 per cent.")
+        raise GHNInitError(f"reach is {outside[0]:g}: give accuracies from 0 to 100 percent.")
     if seeds < 1:
         raise GHNInitError(f"seeds is {seeds}: give 1 or more.")
     if not points:

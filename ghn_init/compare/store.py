@@ -14,14 +14,14 @@ from ghn_init.resuming import ResultsFile
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be made.
+    """A run: what tells it apart from the others of a comparison.
 
     Arguments:
         method: label of the initialization.
         point: hyperparameters.
         seed: of the run.
-        choosing: whether it helps to choose the hyperparameters, and is tested on the images for
-            that; or is tested on the test images, and reported.
+        choosing: True: it is evaluated on the validation images, to choose hyperparameters. False:
+            it is evaluated on the test images, and reported.
     """
 
     method: str
@@ -47,7 +47,7 @@ class Store(ResultsFile[tuple[Job, Outcome]]):
         self.outcomes = dict(self.rows)
 
     def add(self, row: tuple[Job, Outcome]) -> None:
-        """Take note of a finished run, in the file as well."""
+        """Add a finished run, in the file as well."""
         self.outcomes[row[0]] = row[1]
         super().add(row)
 

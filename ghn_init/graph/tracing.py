@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -229,11 +230,14 @@ def check_traceable(model: nn.Module) -> None:
 
 def _check_in_one_place(name: str, module: nn.Module) -> None:
     """Refuse modules whose parameters this process does not hold, or not whole, or not as such."""
-    own = dict(module.named_parameters(recurse=False))
-    if any(_is_sharded(thing) for thing in (module, *own.values())):
+    own = {name: param for name, param in module._parameters.items() if param is not None}
+    parts = any(_of_a_part(type(param)) or hasattr(param, "ds_id") for param in own.values())
+    if parts or _of_a_part(type(module)):  # type: ignore[arg-type]  # every class is hashable
         raise GHNInitError(f"{name or 'model'} is sharded: apply before sharding.")
     if hasattr(module, "_hf_hook") and any(param.is_meta for param in own.values()):
-        raise GHNInitError(f"{name} is offloaded by accelerate: apply before offloading.")
+        raise GHNInitError(
+            f"{name or 'model'} is offloaded by accelerate: apply before offloading."
+        )
     for param, value in own.items():
         if is_fake(value) or torch._C._functorch.is_functorch_wrapped_tensor(value):
             raise GHNInitError(
@@ -242,9 +246,11 @@ def _check_in_one_place(name: str, module: nn.Module) -> None:
             )
 
 
-def _is_sharded(thing: object) -> bool:
-    """Whether it is of FSDP (1 or 2), tensor parallelism (DTensor), ShardedTensor or DeepSpeed."""
+@functools.cache
+def _of_a_part(kind: type) -> bool:
+    """Whether a class is for models in parts: FSDP (1 or 2), DTensor (tensor parallel) and so on.
+
+    By name, so that nothing of torch.distributed is imported.
+    """
     names = ("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed._")
-    return hasattr(thing, "ds_id") or any(
-        kind.__module__.startswith(names) for kind in type(thing).__mro__
-    )
+    return any(cls.__module__.startswith(names) for cls in kind.__mro__)

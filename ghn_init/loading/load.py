@@ -7,6 +7,7 @@ import warnings
 
 import torch
 
+from ghn_init.devices import usable_device
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.ghn import GHN, without_weights
 from ghn_init.loading.checkpoint import open_checkpoint, read_tensors
@@ -40,12 +41,13 @@ def load_ghn(
     Returns: the hypernetwork in evaluation mode, its weights frozen.
 
     Raises:
-        GHNInitError: another dtype, an unknown name, a file that is missing, damaged, no
-            hypernetwork or unsafe, or a checkpoint that can neither be found in the cache nor
-            fetched.
+        GHNInitError: another dtype, no such device, an unknown name, a file that is missing,
+            damaged, no hypernetwork or unsafe, or a checkpoint that can neither be found in the
+            cache nor fetched.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise GHNInitError(f"dtype is {dtype}: give torch.float32 or torch.bfloat16.")
+    device = usable_device(device)
     checkpoint = open_checkpoint(name_or_path, sha256=sha256)
     tensors = read_tensors(checkpoint, device, dtype)
     ghn = without_weights(

@@ -41,22 +41,25 @@ def unfit_parameters(model: nn.Module) -> dict[str, str]:
 
 def _shared_memory(model: nn.Module) -> dict[str, str]:
     """Parameters that lie in an earlier one's memory: views of it, or copies tied by `.data`."""
-    spans: dict[int, list[tuple[int, int, int, str]]] = {}
+    by_storage: dict[int, list[tuple[int, str, Tensor]]] = {}
     for order, (name, param) in enumerate(model.named_parameters()):
         if param.layout == torch.strided and param.numel():
-            start = int(param.storage_offset()) * param.element_size()
-            span = (start, start + _extent(param), order, name)
-            spans.setdefault(param.untyped_storage()._cdata, []).append(span)
+            storage = param.untyped_storage()._cdata
+            by_storage.setdefault(storage, []).append((order, name, param))
     shared: dict[str, str] = {}
-    for inside in spans.values():
-        for cluster in _overlapping(inside):
+    for members in by_storage.values():
+        for cluster in _overlapping(members) if len(members) > 1 else ():
             first, *others = sorted(cluster)
             shared |= {name: first[1] for _, name in others}
     return shared
 
 
-def _overlapping(spans: list[tuple[int, int, int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Groups of (order, name), from (start, end, order, name) within one storage."""
+def _overlapping(members: list[tuple[int, str, Tensor]]) -> Iterator[list[tuple[int, str]]]:
+    """Groups of (order, name) of tensors of one storage that overlap."""
+    spans = []
+    for order, name, tensor in members:
+        start = int(tensor.storage_offset()) * tensor.element_size()
+        spans.append((start, start + _extent(tensor), order, name))
     group: list[tuple[int, str]] = []
     reached = 0
     for start, end, order, name in sorted(spans):
@@ -194,7 +197,7 @@ def _exchanges(
 
     The real tensors have their values but for those that are going to be written.
     """
-    places = meta_tensors(model)
+    places = meta_tensors(model) if _is_on_meta(model) else {}
     if not places:
         return {}, ()
     values, notes = initial_values(model, tensors, seed)
@@ -213,6 +216,16 @@ def _exchanges(
         held = tuple(other for other, tensor in places.items() if tensor is old)
         exchanges[id(old)] = _Exchange(old, held, _in_the_guise_of(old, new))
     return exchanges, notes
+
+
+def _is_on_meta(model: nn.Module) -> bool:
+    """Whether a parameter or buffer is: only then it is worth searching the model for others."""
+    return any(
+        tensor is not None and tensor.is_meta
+        for module in model.modules()
+        for held in (module._parameters, module._buffers)
+        for tensor in held.values()
+    )
 
 
 def _in_the_guise_of(old: Tensor, new: Tensor) -> Tensor:

@@ -333,3 +333,24 @@ def test_models_without_small_scales() -> None:
     (method,) = diagnose(net(), ["rand"], input_shape=(3, 16, 16)).methods
     assert method.small_scales == ()
     assert all(layer.unscaled_gradient_norm is None for layer in method.layers)
+
+
+def test_a_model_of_two_inputs(ghn: GHN) -> None:
+    """Each gets the images, as in `trace`; a model that names its input gets it by name."""
+
+    class Pairs(ConvNet):
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return super().forward(left) + 2 * super().forward(right.sigmoid())
+
+    class Named(ConvNet):
+        def forward(self, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
+            assert pixel_values is not None
+            return super().forward(pixel_values)
+
+    for cls in (Pairs, Named):
+        result = diagnose(cls(), ("rand", "ghn3"), ghn=ghn, input_shape=(3, 16, 16))
+        assert [method.method for method in result.methods] == ["rand", "ghn3"]
+        for method in result.methods:
+            figures = [layer for layer in method.layers if layer.variance is not None]
+            assert len(figures) == len(result.layers)
+            assert all(layer.gradient_norm is not None for layer in figures)

@@ -30,7 +30,7 @@ def test_compare(
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert lines[0] == "small: 20 images of 2 classes, 4 steps of 8 (1.6 epochs), adamw, fp32"
-    assert lines[1] == "accuracy in per cent on 12 test images, 2 seeds"
+    assert lines[1] == "accuracy in percent on 12 test images, 2 seeds"
     assert "the best of 2 on 10 training images that are held out" in lines[2]
     assert lines[5].split() == [
         *("method", "predicted", "lr", "decay", "accuracy", "std", "to", "1%", "to", "99.5%"),

@@ -36,7 +36,7 @@ def comparison() -> Comparison:
 def test_table() -> None:
     assert comparison().table().splitlines() == [
         "resnet18: 1000 images of 10 classes, 150 steps of 64 (9.6 epochs), adamw, fp32",
-        "accuracy in per cent on 2000 test images, 3 seeds",
+        "accuracy in percent on 2000 test images, 3 seeds",
         "lr and decay: for each method the best of 2 on 500 training images that are held out",
         "checkpoint ghn3tm8 (sha256 0123456789ab)",
         "to x%: median steps, looked at every 50; -: not reached",
@@ -54,7 +54,7 @@ def test_a_table_without_choice_accuracies_to_reach_and_divergence() -> None:
     row = replace(whole.rows[0], outcomes=whole.rows[0].outcomes[:1], choice={})
     text = replace(whole, rows=(row,), reach=(), checkpoints=()).table()
     assert text.splitlines()[1:] == [
-        "accuracy in per cent on 2000 test images, 1 seed",
+        "accuracy in percent on 2000 test images, 1 seed",
         "method  predicted     lr  decay  accuracy  std",
         "rand            -  0.001   0.01      52.0    -",
     ]

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ghn_init.analysis.images import Batch
+from ghn_init.analysis.images import Batch, run_on
 from ghn_init.analysis.measure.signals import (
     batch_loss,
     double_differentiable,
@@ -98,7 +98,7 @@ def _synflow(model: nn.Module, layers: Sequence[str], batch: Batch) -> float:
     for module in model.modules():
         if isinstance(module, _NORMS):
             module.forward = nn.Identity().forward  # type: ignore[method-assign]
-    total = first_tensor(model(ones)).sum()
+    total = first_tensor(run_on(model, ones)).sum()
     gradients = _gradients(total, weights)
     return sum((g * w).sum().item() for g, w in zip(gradients, weights, strict=True))
 
@@ -133,7 +133,7 @@ def _jacobcov(model: nn.Module, layers: Sequence[str], batch: Batch) -> float:
     """-sum(log(v + k) + 1 / (v + k)) over the eigenvalues v of the correlations between the
     images' input gradients (Mellor et al., 2020)."""
     images = batch.images.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(first_tensor(model(images)).sum(), images)
+    (gradient,) = torch.autograd.grad(first_tensor(run_on(model, images)).sum(), images)
     correlations = torch.corrcoef(gradient.flatten(1).double())
     v = torch.linalg.eigvalsh(correlations) + _JITTER
     return float(-(v.log() + 1 / v).sum())
@@ -151,7 +151,7 @@ PROXIES: dict[str, Callable[[nn.Module, Sequence[str], Batch], float]] = {
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
-    return batch_loss(model(batch.images), batch.labels)
+    return batch_loss(run_on(model, batch.images), batch.labels)
 
 
 def _weights(model: nn.Module, layers: Sequence[str]) -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ghn_init.analysis.images import Batch
+from ghn_init.analysis.images import Batch, run_on
 from ghn_init.errors import GHNInitError
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -57,7 +57,7 @@ def signals(model: nn.Module, layers: Sequence[str], batch: Batch) -> Signals:
     use_batch_statistics(model)
     model.requires_grad_(True).zero_grad()
     with watching(model, layers, record), double_differentiable():
-        loss = batch_loss(model(batch.images.to(next(model.parameters()))), batch.labels)
+        loss = batch_loss(run_on(model, batch.images.to(next(model.parameters()))), batch.labels)
     loss.backward()
     gradients = {name: params[name].grad for name in layers}
     norms = {name: g.norm().item() for name, g in gradients.items() if g is not None}
