@@ -106,3 +106,10 @@ def test_names_in_tables() -> None:
     assert short_name("hf-hub:timm/resnet18.a1_in1k") == "resnet18.a1_in1k"
     assert short_name("microsoft/resnet-18") == "resnet-18"
     assert short_name("zoo/models.py:small") == "small"
+
+
+@pytest.mark.parametrize("device", ["nowhere", 7.5, "cuda:99"])
+def test_no_such_device(device: object) -> None:
+    with pytest.raises(GHNInitError, match="cannot be used") as caught:
+        ghn_init.load_ghn("embedded", device)  # type: ignore[arg-type]
+    assert len(str(caught.value).splitlines()) == 1

@@ -252,3 +252,36 @@ def test_missing_extra(
     assert capsys.readouterr().out == ""
     run("draw", f"{zoo}:small")  # the table needs nothing
     assert capsys.readouterr().out.startswith("small: 9 nodes")
+
+
+def readme_commands() -> list[str]:
+    """The commands of the README, as they stand there."""
+    text = (Path(ghn_init.__file__).parent / "analysis" / "README.md").read_text(encoding="utf-8")
+    _, _, block = text.partition("```sh\n")
+    return block.partition("```")[0].splitlines()
+
+
+def test_readme_has_every_command() -> None:
+    named = [command.split()[:2] for command in readme_commands()]
+    assert named == [["ghn-init", c] for c in ("draw", "diagnose", "diversity", "embed", "rank")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("scipy")
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    for i, label in enumerate(("cat", "dog")):
+        (tmp_path / "cifar10" / label).mkdir(parents=True)
+        for j in range(4):
+            image = Image.new("RGB", (32, 32), (60 * i, 50 * j, 9))
+            image.save(tmp_path / "cifar10" / label / f"{j}.png")
+    rows = "model,top1\nresnet18,70\nresnet34,73\nmobilenetv3_small_100,67\n"
+    (tmp_path / "accuracies.csv").write_text(rows)
+    words = command.split()[1:]
+    run(*words)
+    if "-o" in words:
+        assert Path(words[words.index("-o") + 1]).stat().st_size > 1000
