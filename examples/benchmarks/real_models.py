@@ -21,9 +21,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 import ghn_init
-from ghn_init.images import load_images
-from ghn_init.images.evaluation import top1
-from ghn_init.images.split import first
+from ghn_init.images import first, load_images, top1
 
 IN_TIMM: dict[str, dict[str, Any]] = {
     "resnet10t": {},
