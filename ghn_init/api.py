@@ -124,9 +124,8 @@ def apply(
             output. `"auto"` (default) predicts them if they are a classification layer with the
             checkpoint's number of classes, else leaves them; `"predict"`; `"keep"`.
         norms: `"auto"` (default) predicts the weights and biases of those normalization layers
-            that the checkpoint has learned to predict, and leaves the others (the embedded one
-            leaves layer norms, group and RMS norms included); `"predict"` all of them; `"keep"`
-            the model's own.
+            that the checkpoint has learned to predict (the embedded one: all), and leaves the
+            others; `"predict"` all of them; `"keep"` the model's own.
         noise: beta of Eq. 1 of the second paper. Default: 1e-5, and 3e-5 for `*-orth`.
         orth_start: L of the second paper, for methods with `orth`: the layer from which weights
             are post-processed, as an index counted from 1 (int) or as a share of the depth
