@@ -1,3 +1,4 @@
+# mypy: allow-subclassing-any
 """PyTorch Lightning: apply in configure_model, which runs once on every process."""
 
 from __future__ import annotations
