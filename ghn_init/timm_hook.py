@@ -15,7 +15,7 @@ Where no size is to be guessed, `example_inputs=` (as in `trace`) is one more ar
 from __future__ import annotations
 
 import functools
-import importlib.util
+import inspect
 import logging
 import sys
 import warnings
@@ -83,12 +83,30 @@ def _attach(factory: ModuleType) -> None:
     if hasattr(original, "_ghn_init_original"):
         return
 
-    @functools.wraps(original)
+    factory.model_entrypoint = _in_front_of(original)  # type: ignore[attr-defined]
+
+
+def _in_front_of(original: Callable[..., Any]) -> Callable[..., Any]:
+    """timm's `model_entrypoint` with our entry points; pickle and inspect see timm's.
+
+    It carries the name under which it can be found, `timm.models._factory.model_entrypoint`, so
+    that it is pickled by reference and loads where ghn_init is not installed. Its code carries
+    timm's file and line, so that tools which ask where it is from lead to timm's source.
+    """
+
     def model_entrypoint(*args: Any, **kwargs: Any) -> Callable[..., Any]:
         return _with_ghn(original(*args, **kwargs))
 
+    code = getattr(inspect.unwrap(original), "__code__", None)
+    if code is not None:
+        model_entrypoint.__code__ = model_entrypoint.__code__.replace(
+            co_filename=code.co_filename, co_firstlineno=code.co_firstlineno
+        )
+    functools.update_wrapper(model_entrypoint, original)
+    model_entrypoint.__module__ = _FACTORY
+    model_entrypoint.__qualname__ = "model_entrypoint"
     model_entrypoint._ghn_init_original = original  # type: ignore[attr-defined]
-    factory.model_entrypoint = model_entrypoint  # type: ignore[attr-defined]
+    return model_entrypoint
 
 
 def _with_ghn(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,22 +151,30 @@ class _Waiter(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != _FACTORY:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = [finder for finder in sys.meta_path if not isinstance(finder, _Waiter)]
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _AttachingLoader(spec.loader)
         return spec
 
 
 class _AttachingLoader(Loader):
-    """A module's own loader, and then the hook."""
+    """A module's own loader, and then the hook; it leaves the module with its own loader."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        """What the module's own loader offers beside loading, such as `get_code`."""
+        return getattr(self.__dict__["_loader"], name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__loader__ = module.__spec__.loader = self._loader
         self._loader.exec_module(module)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Waiter)]
         enable_or_warn()

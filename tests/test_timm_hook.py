@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,48 @@ def test_any_order_of_imports(imports: str, checkpoint: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ
     )
     assert result.stdout.strip() == "True", result.stderr
+
+
+_LOOK = """
+import importlib.util, inspect, json, pickle, runpy, sys
+if sys.argv[1] == "first":
+    import ghn_init
+    spec = importlib.util.find_spec("timm.models._factory")  # a look must not use the hook up
+import timm.models._factory as factory
+if sys.argv[1] == "last":
+    import ghn_init
+entry = factory.model_entrypoint
+if sys.argv[1] != "never":
+    assert ghn_init.timm_hook.is_enabled()
+    assert pickle.loads(pickle.dumps(entry)) is entry
+seen = {name: type(value).__name__ for name, value in vars(factory).items() if name[0] != "_"}
+seen["loaders"] = [type(factory.__loader__).__name__, type(factory.__spec__.loader).__name__]
+seen["code"] = factory.__loader__.get_code("timm.models._factory").co_filename
+seen["source"] = inspect.getsource(factory) + inspect.getsource(entry)
+seen["file"] = [inspect.getsourcefile(entry), inspect.getfile(entry), str(inspect.signature(entry))]
+seen["finders"] = [repr(finder).partition(" object at ")[0] for finder in sys.meta_path]
+seen["run"] = sorted(runpy.run_module("timm.models._factory"))
+print(json.dumps(seen))
+"""
+
+
+def test_timms_factory_looks_as_if_nobody_had_touched_it() -> None:
+    def look(when: str) -> str:
+        command = [sys.executable, "-W", "ignore", "-c", _LOOK, when]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    never = look("never")
+    assert "SourceFileLoader" in never
+    assert look("first") == never
+    assert look("last") == never
+
+
+def test_the_entry_point_loads_where_ghn_init_is_missing() -> None:
+    stored = pickle.dumps(factory.model_entrypoint)
+    code = (
+        "import pickle, sys; import timm.models._registry as registry; "
+        f"assert pickle.loads({stored!r}) is registry.model_entrypoint; "
+        "print('ghn_init' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
