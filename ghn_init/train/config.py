@@ -97,6 +97,11 @@ class TrainConfig:
             without normalization may otherwise outweigh all others in a step.
         gamma: weight of the norms of predicted tensors in the loss (GHN-3 paper, Eq. 10).
         label_smoothing: of the cross-entropy.
+        teacher: a model by name, or path/to/file.py:factory, whose soft labels for the images are
+            learned too; by default none. It takes the images as they are in a batch.
+        teacher_weights: safetensors file of its state dict.
+        teacher_share: of the soft labels in the loss; the rest is the labels'.
+        temperature: by which logits are divided for the soft labels.
         dropout: between the linear layers of the target networks' classifiers.
         precision: of the computation; bf16 is autocast.
         widths: of the target networks.
@@ -133,6 +138,10 @@ class TrainConfig:
     network_clip: NotNegative = 0.0
     gamma: NotNegative = 3e-5
     label_smoothing: Share = 0.0
+    teacher: str | None = None
+    teacher_weights: str | None = None
+    teacher_share: Share = 0.5
+    temperature: Positive = 2.0
     dropout: Annotated[float, Range(0, 0.99)] = 0.5
     precision: Annotated[str, OneOf(PRECISIONS)] = "fp32"
     widths: Widths = field(default_factory=Widths)

@@ -24,6 +24,7 @@ from ghn_init.train.networks.nets import Net, TargetNetwork, load_nets
 from ghn_init.train.sampling import MetaBatches
 from ghn_init.train.state import RunFolder, State, trained_on
 from ghn_init.train.step import Timer, Totals, gradients
+from ghn_init.train.teacher import load_teacher
 from ghn_init.train.threads import use
 
 
@@ -90,7 +91,10 @@ class Trainer:
             world.device,
             progress=not self.quiet,
         )
+        self.teacher = load_teacher(config, self.images)
         self.data = trained_on(self.images, self.nets)
+        if self.teacher is not None:
+            self.data |= self.teacher.key
         self.ghn = initialize(config, len(self.images.classes)).to(world.device)
         groups = parameter_groups(self.ghn, config)
         self.optimizer = torch.optim.AdamW(
@@ -121,7 +125,9 @@ class Trainer:
                 with timer.part("build"):
                     networks = next(meta_batches)
                 lr = learning_rate(config, state.step)
-                totals = gradients(self.ghn, networks, batch, config, state.step, timer)
+                totals = gradients(
+                    self.ghn, networks, batch, config, state.step, timer, self.teacher
+                )
                 with timer.part("update"):
                     norm, finite = self._update(totals, lr)
                 _count(state, finite, config)

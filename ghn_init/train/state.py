@@ -228,6 +228,11 @@ class RunFolder:
         """Refuse to go on with other images or architectures."""
         if then == now:
             return
+        if then.get("teacher") != now.get("teacher"):
+            raise GHNInitError(
+                f"the teacher's weights are not those of the run in {self.path}: give the same "
+                "--teacher-weights to resume it, or another --out."
+            )
         counts = [f"{then[n]} {n} then, {now[n]} now" for n in _COUNTS if then[n] != now[n]]
         what = "; ".join(counts) or "as many images, classes and architectures, but others"
         raise GHNInitError(

@@ -22,6 +22,7 @@ from ghn_init.images.batches import Batch
 from ghn_init.seeds import seed_of
 from ghn_init.train.config import TrainConfig
 from ghn_init.train.networks.nets import TargetNetwork
+from ghn_init.train.teacher import Teacher
 from ghn_init.weights.tiling import repeated_all
 
 
@@ -66,8 +67,8 @@ class Totals:
     """Sums over networks, to be summed over processes as well.
 
     Arguments:
-        loss: sum of Eq. 10 over the networks.
-        cross_entropy: its first term.
+        loss: sum of Eq. 10 over the networks, with the soft labels of a teacher if there is one.
+        cross_entropy: with the labels, its first term.
         correct: images that were classified correctly.
         seen: networks times images.
         infinite: networks whose loss is not finite.
@@ -103,6 +104,7 @@ def gradients(
     config: TrainConfig,
     step: int,
     timer: Timer,
+    teacher: Teacher | None = None,
 ) -> Totals:
     """Adds the gradient of the mean loss over a meta-batch to the hypernetwork.
 
@@ -112,7 +114,8 @@ def gradients(
         batch: images and labels of the step, on the hypernetwork's device.
         config: of the run.
         step: number of the step, for what is random in it.
-        timer: counts the parts `predict`, `forward` and `backward`.
+        timer: counts the parts `predict`, `teacher`, `forward` and `backward`.
+        teacher: whose soft labels are learned too.
 
     Returns: sums over the networks. Where one of them is not finite, gradients are meaningless.
     """
@@ -128,15 +131,25 @@ def gradients(
     totals = Totals()
     tensors: list[Tensor] = []
     grads: list[Tensor] = []
+    soft_labels = batch.images.new_empty(0)
     for (place, network), params in zip(networks, predicted, strict=True):
         images, labels = _share(batch, place, config)
+        if teacher is not None and (config.own_images or not len(soft_labels)):
+            with timer.part("teacher"):
+                soft_labels = teacher.soft_labels(images, config.precision)
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
         with timer.part("forward"), torch.random.fork_rng(gpus, enabled=config.dropout > 0):
             if config.dropout > 0:
                 torch.manual_seed(seed_of(config.seed, "dropout", step, place))
             with autocast:
                 logits = network(images, leaves).float()
-            loss = _loss(totals, logits, labels, leaves, config)
+            cross_entropy = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            learned = cross_entropy
+            if teacher is not None:
+                learned = teacher.mixed(cross_entropy, logits, soft_labels)
+            loss = learned + config.gamma * _norms(leaves)  # Eq. 10
+            correct = (logits.argmax(1) == labels).sum()
+            totals.add(loss.detach(), cross_entropy.detach(), correct, len(labels))
         with timer.part("backward"):
             (loss / config.meta_batch).backward()
             if config.network_clip:
@@ -158,13 +171,6 @@ def _share(batch: Batch, place: int, config: TrainConfig) -> Batch:
     return Batch(batch.images[mine], batch.labels[mine])
 
 
-def _loss(
-    totals: Totals, logits: Tensor, labels: Tensor, params: dict[str, Tensor], config: TrainConfig
-) -> Tensor:
-    """Eq. 10: cross-entropy, and gamma times the sum of the norms of all predicted tensors."""
-    cross_entropy = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-    norms = torch._foreach_norm([p.float() for p in params.values()])
-    loss = cross_entropy + config.gamma * torch.stack(norms).sum()
-    correct = (logits.argmax(1) == labels).sum()
-    totals.add(loss.detach(), cross_entropy.detach(), correct, len(labels))
-    return loss
+def _norms(params: dict[str, Tensor]) -> Tensor:
+    """The sum of the norms of all predicted tensors."""
+    return torch.stack(torch._foreach_norm([p.float() for p in params.values()])).sum()
