@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
@@ -18,7 +19,6 @@ from ghn_init.files import atomic_path, check_safetensors_name
 from ghn_init.graph.graph import Graph
 from ghn_init.graph.isolation import plain_modes
 from ghn_init.graph.tracing import check_traceable, trace
-from ghn_init.hypernetwork.encoding import class_tokens
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.loading.load import load_default, load_ghn
@@ -26,16 +26,13 @@ from ghn_init.loading.writing import write_state
 from ghn_init.methods.kept import HEADS, kept_head, kept_parameters
 from ghn_init.methods.method import Job, Method
 from ghn_init.methods.registry import METHODS
-from ghn_init.methods.values import NewValues, new_values, post_processing
+from ghn_init.methods.running import check_images, image_inputs
+from ghn_init.methods.values import new_values, post_processing
 from ghn_init.methods.variants import Variant, parse_method
-from ghn_init.report import Report
+from ghn_init.report import Report, report_of, untouched_report
 from ghn_init.version import __version__
 from ghn_init.weights.assignment import assign
-from ghn_init.weights.postprocess import (
-    PostProcessing,
-    weight_layers,
-    without_factors,
-)
+from ghn_init.weights.postprocess import without_factors
 from ghn_init.weights.spectral import update_spectral_norms
 from ghn_init.weights.tiling import repeated_all
 
@@ -54,9 +51,12 @@ def apply(
     norms: str | None = ...,
     noise: float | None = ...,
     orth_start: float | None = ...,
+    steps: int | None = ...,
     images: Tensor | None = ...,
     labels: Tensor | None = ...,
     source: Any = ...,
+    state: str | os.PathLike[str] | None = ...,
+    progress: bool = ...,
     seed: int = ...,
     example_inputs: Any = ...,
     include_frozen: bool = ...,
@@ -76,9 +76,12 @@ def apply(
     norms: str | None = ...,
     noise: float | None = ...,
     orth_start: float | None = ...,
+    steps: int | None = ...,
     images: Tensor | None = ...,
     labels: Tensor | None = ...,
     source: Any = ...,
+    state: str | os.PathLike[str] | None = ...,
+    progress: bool = ...,
     seed: int = ...,
     example_inputs: Any = ...,
     include_frozen: bool = ...,
@@ -97,9 +100,12 @@ def apply(
     norms: str | None = None,
     noise: float | None = None,
     orth_start: int | float | None = None,
+    steps: int | None = None,
     images: Tensor | None = None,
     labels: Tensor | None = None,
     source: Any = None,
+    state: str | os.PathLike[str] | None = None,
+    progress: bool = False,
     seed: int = 0,
     example_inputs: Any = None,
     include_frozen: bool = False,
@@ -114,7 +120,7 @@ def apply(
         method: a name in `ghn_init.METHODS`: `"ghn3-orth"` (default), `"ghn3"`, `"ghn2-orth"`,
             `"ghn2"`; or a baseline without a checkpoint: `"orth"` (orthogonal, Saxe et al., 2013)
             or `"rand"` (the model's own initialization, left as it is). Settings may follow the
-            name: `"ghn3-orth:noise=0,norms=keep"`.
+            name, `"ghn3-orth:noise=0,norms=keep"`, and second steps: `"ghn3-orth+lsuv"`.
         ghn: checkpoint: a name or path as in `load_ghn`, or a loaded hypernetwork. Default:
             `"ghn3xlm16"` for the ghn3 methods, `"ghn2"` for the ghn2 ones; where ghn3xlm16 is
             neither cached nor can be fetched, `"embedded"`, with a warning that the report has
@@ -132,7 +138,14 @@ def apply(
             (float). Default: what suits the checkpoint, for published ones 0.685, ResNet-50's 37
             of 54; 1 for `"orth"`. Layers are the convolution and linear weights in the order of
             the graph.
-        images, labels, source: for methods that need them (`ghn_init.METHODS[name].needs`).
+        steps: for methods that take steps, how many. Default: the method's.
+        images: `(B, C, H, W)`, normalized as for training, for methods that need images
+            (`ghn_init.METHODS[name].needs`).
+        labels: `(B,)`, the images' classes, for methods that need labels.
+        source: for methods that take values from another model: that model, or its name or file.
+        state: a file in which a method that takes minutes keeps how far it is: the same call goes
+            on from there. Default: none.
+        progress: show the progress of such a method on stderr.
         seed: of the noise and of other random values. The global RNG is neither read nor changed.
         example_inputs: as in `trace`.
         include_frozen: also write parameters with `requires_grad=False`, which are left by
@@ -163,19 +176,17 @@ def apply(
         GHNInitError: on any bad argument, model, input or checkpoint; the model is then exactly
             as it was.
     """
-    variant = parse_method(method, noise=noise, orth_start=orth_start, norms=norms)
+    variant = parse_method(method, noise=noise, orth_start=orth_start, norms=norms, steps=steps)
     given = {"images": images, "labels": labels, "source": source}
-    _check_arguments(variant.method, ghn, head, seed, given)
+    _check_arguments(variant, ghn, head, seed, given)
+    check_images(images, labels)
     check_traceable(model)
-    if variant.method.values is None:
-        reason = f"method {variant.method.name} leaves the model's own initialization"
-        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        left, notes = dict.fromkeys(shapes, reason), assign(model, {}, seed)
-        report = Report(
-            type(model).__name__, variant.method.name, seed, shapes, left=left, notes=notes
-        )
+    if variant.method.values is None and not variant.refines:
+        report = untouched_report(model, variant, seed, assign(model, {}, seed))
         return (model, report) if return_report else model
     hypernetwork, warning = _hypernetwork(variant.method, ghn, device)
+    if example_inputs is None and images is not None:
+        example_inputs = image_inputs(model, images[:2].to("meta"))
     graph = trace(model, example_inputs)
     kept = kept_parameters(
         model, graph, hypernetwork, variant, head, include_frozen, include_deliberate
@@ -188,12 +199,14 @@ def apply(
         seed,
         hypernetwork,
         **given,
+        state=None if state is None else Path(state),
+        silent=not progress,
     )
-    steps = post_processing(variant, hypernetwork)
-    values = new_values(job, variant.method, steps)
+    processing = post_processing(variant, hypernetwork)
+    values = new_values(job, variant, processing)
     notes = (*([warning] if warning else []), *assign(model, values.tensors, seed))
     buffers = update_spectral_norms(model, values.tensors)
-    report = _report(job, variant.method, steps, kept, values, buffers, notes)
+    report = report_of(job, variant, processing, kept, values, buffers, notes)
     return (model, report) if return_report else model
 
 
@@ -301,7 +314,7 @@ def export(
 
 
 def _check_arguments(
-    method: Method,
+    variant: Variant,
     ghn: Checkpoint | None,
     head: str,
     seed: int,
@@ -310,13 +323,13 @@ def _check_arguments(
     _check_choice("head", head, HEADS)
     if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
         raise GHNInitError(f"seed is {seed!r}: give an integer of at most 64 bits.")
-    if ghn is not None and method.hypernetwork is None:
-        raise GHNInitError(f"method {method.name!r} uses no checkpoint: leave ghn out.")
+    if ghn is not None and variant.method.hypernetwork is None:
+        raise GHNInitError(f"method {variant.name!r} uses no checkpoint: leave ghn out.")
     for name, value in given.items():
-        if value is None and name in method.needs:
-            raise GHNInitError(f"method {method.name!r} needs {name}: give {name}=.")
-        if value is not None and name not in method.needs:
-            raise GHNInitError(f"method {method.name!r} uses no {name}: leave {name} out.")
+        if value is None and name in variant.needs:
+            raise GHNInitError(f"method {variant.name!r} needs {name}: give {name}=.")
+        if value is not None and name not in variant.uses:
+            raise GHNInitError(f"method {variant.name!r} uses no {name}: leave {name} out.")
 
 
 def _check_choice(what: str, value: object, known: Sequence[str]) -> None:
@@ -349,49 +362,3 @@ def _hypernetwork(
             f"is a {arch}: use method={' or '.join(fitting) or 'another'}."
         )
     return loaded, warning
-
-
-# -- the report
-
-
-def _report(
-    job: Job,
-    method: Method,
-    steps: PostProcessing,
-    kept: Mapping[str, str],
-    values: NewValues,
-    buffers: tuple[str, ...],
-    notes: tuple[str, ...],
-) -> Report:
-    graph, ghn = job.graph, job.hypernetwork
-    otherwise = f"kept by method {method.name}"
-    return Report(
-        model=type(job.model).__name__,
-        method=method.name,
-        seed=job.seed,
-        shapes=graph.shapes,
-        checkpoint=ghn.name if ghn is not None else None,
-        checkpoint_sha256=ghn.origin.sha256 if ghn is not None else "",
-        checkpoint_source=ghn.origin.source if ghn is not None else "",
-        checkpoint_revision=ghn.origin.revision if ghn is not None else None,
-        noise=steps.noise or None,
-        orth_start=steps.first_layer(len(weight_layers(graph))) if steps.orth else None,
-        written=tuple(values.tensors),
-        buffers=buffers,
-        postprocessed=values.postprocessed,
-        left={n: kept.get(n, otherwise) for n in graph.shapes if n not in values.tensors},
-        rank_deficient=values.rank_deficient,
-        notes=(*notes, *graph.notes, *_token_notes(job, values.tensors), *values.notes),
-    )
-
-
-def _token_notes(job: Job, values: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Which rows of predicted positional embeddings are drawn at random."""
-    return tuple(
-        f"{node.param}: rows for class tokens drawn from N(0, 0.02), the others predicted"
-        for node in job.graph.nodes
-        if job.hypernetwork is not None
-        and node.op == "pos_enc"
-        and node.param in values
-        and class_tokens(node.shape or ())
-    )

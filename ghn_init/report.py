@@ -6,7 +6,14 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor, nn
+
+from ghn_init.hypernetwork.encoding import class_tokens
+from ghn_init.methods.method import Job
+from ghn_init.methods.values import NewValues
+from ghn_init.methods.variants import Variant
 from ghn_init.names import abridged, grouped_by_reason
+from ghn_init.weights.postprocess import PostProcessing, weight_layers
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class Report:
 
     Arguments:
         model: class name of the model.
-        method: `"ghn3-orth"` and so on.
+        method: `"ghn3-orth"` and so on, with its second steps.
         seed: of the noise and of the class tokens' rows.
         shapes: every parameter's shape.
         checkpoint: name or path of the checkpoint; None for a method without a hypernetwork.
@@ -96,3 +103,68 @@ class Report:
             lines.append(f"  note: {names}: lacked full rank before the orthogonal step")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def untouched_report(
+    model: nn.Module, variant: Variant, seed: int, notes: tuple[str, ...]
+) -> Report:
+    """Of a method that leaves the model's own initialization."""
+    reason = f"method {variant.name} leaves the model's own initialization"
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    left = dict.fromkeys(shapes, reason)
+    return Report(type(model).__name__, variant.name, seed, shapes, left=left, notes=notes)
+
+
+def report_of(
+    job: Job,
+    variant: Variant,
+    processing: PostProcessing,
+    kept: Mapping[str, str],
+    values: NewValues,
+    buffers: tuple[str, ...],
+    notes: tuple[str, ...],
+) -> Report:
+    """Of a method that was run.
+
+    Arguments:
+        job: what it was run on.
+        variant: the method.
+        processing: what was done to its values.
+        kept: parameters that were not to be written, with the reason.
+        values: what was written.
+        buffers: what was written besides.
+        notes: to stand before those of the graph and of the values.
+    """
+    graph, ghn = job.graph, job.hypernetwork
+    otherwise = f"kept by method {variant.name}"
+    first = processing.first_layer(len(weight_layers(graph))) if processing.orth else None
+    return Report(
+        model=type(job.model).__name__,
+        method=variant.name,
+        seed=job.seed,
+        shapes=graph.shapes,
+        checkpoint=ghn.name if ghn is not None else None,
+        checkpoint_sha256=ghn.origin.sha256 if ghn is not None else "",
+        checkpoint_source=ghn.origin.source if ghn is not None else "",
+        checkpoint_revision=ghn.origin.revision if ghn is not None else None,
+        noise=processing.noise or None,
+        orth_start=first,
+        written=tuple(values.tensors),
+        buffers=buffers,
+        postprocessed=values.postprocessed,
+        left={n: kept.get(n, otherwise) for n in graph.shapes if n not in values.tensors},
+        rank_deficient=values.rank_deficient,
+        notes=(*notes, *graph.notes, *_token_notes(job, values.tensors), *values.notes),
+    )
+
+
+def _token_notes(job: Job, values: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Which rows of predicted positional embeddings are drawn at random."""
+    return tuple(
+        f"{node.param}: rows for class tokens drawn from N(0, 0.02), the others predicted"
+        for node in job.graph.nodes
+        if job.hypernetwork is not None
+        and node.op == "pos_enc"
+        and node.param in values
+        and class_tokens(node.shape or ())
+    )

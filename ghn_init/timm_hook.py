@@ -137,10 +137,20 @@ def _request(pretrained_cfg: object) -> tuple[str, str | None] | None:
     if not isinstance(pretrained_cfg, str):
         return None
     from ghn_init.methods.registry import METHODS
+    from ghn_init.methods.variants import parse_method
 
     method, _, checkpoint = pretrained_cfg.partition(":")
-    needs_only_the_model = method in METHODS and not METHODS[method].needs
-    return (method, checkpoint or None) if needs_only_the_model else None
+    if method.partition("+")[0] not in METHODS:
+        return None
+    variant = parse_method(method)
+    if variant.needs:
+        needs = " and ".join(variant.needs)
+        raise GHNInitError(
+            f"method {method!r} needs {needs}, which timm.create_model cannot be given: create "
+            f"the model without it, and call ghn_init.apply(model, {method!r}, "
+            f"{', '.join(f'{name}=...' for name in variant.needs)})."
+        )
+    return method, checkpoint or None
 
 
 class _Waiter(MetaPathFinder):

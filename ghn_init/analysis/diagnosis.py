@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ghn_init.analysis.images import Batch, image_inputs, random_batch, traced
+from ghn_init.analysis.images import random_batch, traced
 from ghn_init.analysis.initializations import (
     Checkpoints,
     architecture,
@@ -27,6 +27,9 @@ from ghn_init.analysis.results import Result, text_table
 from ghn_init.api import predict
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.graph import Graph
+from ghn_init.images.batches import Batch
+from ghn_init.methods.method import NEEDS
+from ghn_init.methods.running import image_inputs
 from ghn_init.progress import Progress
 from ghn_init.report import Report
 from ghn_init.weights.postprocess import classifier_weights, weight_layers
@@ -93,6 +96,7 @@ def diagnose(
     *,
     ghn: Checkpoints = None,
     pretrained: nn.Module | None = None,
+    source: Any = None,
     batch: Batch | None = None,
     layers: Sequence[str] | None = None,
     input_shape: tuple[int, ...] | None = None,
@@ -113,7 +117,9 @@ def diagnose(
         ghn: checkpoint for the ghn methods: a hypernetwork, its name or path, or a list of one a
             architecture. Default: those of `apply`.
         pretrained: the model with published weights, for the method of that name.
-        batch: images and labels. Default: standard normal images and random labels.
+        source: what methods that need a source take values from, as in `apply`.
+        batch: images and labels, also for methods that need some. Default: standard normal images
+            and random labels.
         layers: weights whose correlations and singular values are shown in full. Default: four,
             from the first to the last before the classifier.
         input_shape: of one image, `(C, H, W)`, where there is no batch. Default: as `trace` finds.
@@ -125,7 +131,7 @@ def diagnose(
     Raises:
         GHNInitError: a bad argument, model, checkpoint or batch.
     """
-    methods = check_methods(methods)
+    methods = check_methods(methods, NEEDS if source is not None else NEEDS[:2])
     if batch_size < 2:
         raise GHNInitError(f"batch_size is {batch_size}: give 2 or more, as batch norm needs.")
     shape = tuple(batch.images.shape[1:]) if batch is not None else input_shape
@@ -139,8 +145,9 @@ def diagnose(
     with Progress(len(methods), "method", silent=not progress) as line:
         for method in methods:
             ready, report = initialized(
-                model, method, hypernetworks, pretrained, seed=seed, example_inputs=example
-            )
+                model, method, hypernetworks, pretrained, seed=seed, example_inputs=example,
+                batch=batch, source=source,
+            )  # fmt: skip
             before: dict[str, Tensor] = {}
             if report is not None and report.checkpoint and report.postprocessed:
                 before = predict(model, hypernetworks[architecture(method) or ""], graph, seed=seed)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from ghn_init.errors import GHNInitError
@@ -18,6 +16,7 @@ from ghn_init.images.batches import Batch as Batch
 from ghn_init.images.batches import Images
 from ghn_init.images.items import find_items
 from ghn_init.images.split import open_items
+from ghn_init.methods.running import image_inputs
 
 
 def traced(model: nn.Module, shape: tuple[int, ...] | None = None) -> tuple[Graph, tuple[int, ...]]:
@@ -36,25 +35,6 @@ def traced(model: nn.Module, shape: tuple[int, ...] | None = None) -> tuple[Grap
             first = first or error
     assert first is not None
     raise first
-
-
-def image_inputs(model: nn.Module, images: Tensor) -> tuple[Tensor, ...] | dict[str, Tensor]:
-    """Arguments of a model's forward: the images in the place of each input that it asks for.
-
-    (Siamese networks and optical flow take two; transformers' models take one by its name.)
-    """
-    parameters = inspect.signature(model.forward).parameters
-    if "pixel_values" in parameters:
-        return {"pixel_values": images}
-    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p for p in parameters.values() if p.kind in by_position and p.default is p.empty]
-    return (images,) * max(1, len(needed))
-
-
-def run_on(model: nn.Module, images: Tensor) -> Any:
-    """What a model returns for the images, see `image_inputs`."""
-    inputs = image_inputs(model, images)
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def random_batch(shape: tuple[int, ...], classes: int, size: int = 8, seed: int = 0) -> Batch:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ghn_init.api import Checkpoint, apply
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.images.batches import Batch
 from ghn_init.loading.load import load_default, load_ghn
-from ghn_init.methods.method import Method
-from ghn_init.methods.variants import different_methods, parse_method
+from ghn_init.methods.variants import Variant, different_methods, parse_method
 from ghn_init.report import Report
 
 PRETRAINED = "pretrained"
@@ -32,8 +33,12 @@ def load_hypernetwork(checkpoint: Checkpoint) -> GHN:
     return checkpoint if isinstance(checkpoint, GHN) else load_ghn(checkpoint)
 
 
-def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
+def check_methods(methods: Sequence[str], at_hand: Collection[str] = ()) -> tuple[str, ...]:
     """The methods, of the registry or `"pretrained"`, if there is one at least and none twice.
+
+    Arguments:
+        methods: with settings and second steps, as `parse_method` reads them.
+        at_hand: which of `methods.method.NEEDS` they can be given.
 
     Raises:
         GHNInitError: otherwise, or a method is unknown or needs what is not there.
@@ -42,21 +47,29 @@ def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
     if not isinstance(methods, str) and len(methods) - len(own) == 1 and not own:
         return (PRETRAINED,)
     for variant in different_methods(methods if isinstance(methods, str) else own):
-        refuse_needy(variant.method)
+        refuse_needy(variant, at_hand)
     return tuple(methods)
 
 
-def refuse_needy(method: Method) -> None:
-    """Refuse a method that cannot do with a model and a hypernetwork.
+def refuse_needy(variant: Variant, at_hand: Collection[str] = ()) -> None:
+    """Refuse a method that needs more than a model, a hypernetwork and what is at hand.
 
     Raises:
         GHNInitError: saying what it needs.
     """
-    if method.needs:
+    if missing := [name for name in variant.needs if name not in at_hand]:
         raise GHNInitError(
-            f"method {method.name!r} needs {' and '.join(method.needs)}, which only "
-            "ghn_init.apply can be given: leave it out."
+            f"method {variant.name!r} needs {' and '.join(missing)}: give that, or leave the "
+            "method out."
         )
+
+
+def needed(
+    variant: Variant, images: Tensor | None, labels: Tensor | None, source: Any
+) -> dict[str, Any]:
+    """The arguments of `apply` that a method cannot do without, of those that are at hand."""
+    given = {"images": images, "labels": labels, "source": source}
+    return {name: given[name] for name in variant.needs}
 
 
 def architecture(method: str) -> str | None:
@@ -88,6 +101,8 @@ def initialized(
     noise: float | None = None,
     seed: int = 0,
     example_inputs: object = None,
+    batch: Batch | None = None,
+    source: Any = None,
 ) -> tuple[nn.Module, Report | None]:
     """A copy of the model, initialized; and the report, which `pretrained` has none of.
 
@@ -96,7 +111,8 @@ def initialized(
         method: of `apply`, or `"pretrained"`.
         hypernetworks: by architecture.
         pretrained: the model with published weights.
-        noise, seed, example_inputs: as in `apply`.
+        noise, seed, example_inputs, source: as in `apply`.
+        batch: for methods that need images or labels.
 
     Raises:
         GHNInitError: as `apply`; or there is no pretrained model.
@@ -105,11 +121,14 @@ def initialized(
         if pretrained is None:
             raise GHNInitError("method pretrained needs the pretrained model: give pretrained=.")
         return copy.deepcopy(pretrained), None
-    arch = architecture(method)
+    variant = parse_method(method)
+    arch = variant.method.hypernetwork
+    images, labels = (None, None) if batch is None else batch
     return apply(
         copy.deepcopy(model),
-        method,
+        variant,
         ghn=hypernetworks[arch] if arch else None,
+        **needed(variant, images, labels, source),
         noise=noise,
         seed=seed,
         example_inputs=example_inputs,

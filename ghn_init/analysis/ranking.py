@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ghn_init.analysis.extra import plot_extra
-from ghn_init.analysis.images import Batch, folder_batch, some_images, traced
+from ghn_init.analysis.images import folder_batch, some_images, traced
 from ghn_init.analysis.initializations import initialized, load_hypernetwork
 from ghn_init.analysis.measure.proxies import PROXIES, zero_cost
-from ghn_init.analysis.measure.signals import first_tensor, use_batch_statistics
 from ghn_init.analysis.plots.labels import name_points
 from ghn_init.analysis.plots.palette import BLUE
 from ghn_init.analysis.results import Result, new_figure, text_table
@@ -21,8 +20,9 @@ from ghn_init.api import Checkpoint
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.graph import Graph
 from ghn_init.hypernetwork.ghn import GHN
-from ghn_init.images.batches import Images
+from ghn_init.images.batches import Batch, Images
 from ghn_init.images.evaluation import top1
+from ghn_init.methods.running import first_tensor, use_batch_statistics
 from ghn_init.progress import Progress
 from ghn_init.weights.postprocess import weight_layers
 

@@ -19,6 +19,7 @@ from ghn_init.cli.arguments import (
     add_model,
     add_num_classes,
     add_seed,
+    add_source,
     names,
     shape,
 )
@@ -130,6 +131,7 @@ def _add_diagnose(commands: Commands) -> None:
     add_input_shape(parser)
     _add_methods(parser, "rand,orth,ghn3,ghn3-orth")
     add_ghns(parser)
+    add_source(parser)
     parser.add_argument("--data", metavar="DIR", help="images by class; default: random ones")
     parser.add_argument("--layers", type=names, metavar="LIST", help="weights to show in full")
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="default: 8")
@@ -160,6 +162,7 @@ def _diagnose(options: argparse.Namespace) -> None:
         methods,
         ghn=options.ghn,
         pretrained=trained,
+        source=options.source,
         batch=batch,
         layers=options.layers,
         input_shape=options.input_shape,

@@ -66,6 +66,14 @@ def add_noise(parser: Parser) -> None:
     )  # fmt: skip
 
 
+def add_source(parser: Parser) -> None:
+    """What a method takes values from that needs a source."""
+    parser.add_argument(
+        "--source", metavar="MODEL", help="for methods that take values from a trained model: its "
+        "name in a library, or a safetensors file",
+    )  # fmt: skip
+
+
 def add_seed(parser: Parser) -> None:
     """The seed of whatever is random."""
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")

@@ -9,7 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghn_init.cli.arguments import Commands, Parser, add_ghns, add_json, add_model, add_noise
+from ghn_init.cli.arguments import (
+    Commands,
+    Parser,
+    add_ghns,
+    add_json,
+    add_model,
+    add_noise,
+    add_source,
+)
 from ghn_init.errors import GHNInitError
 
 if TYPE_CHECKING:
@@ -66,6 +74,7 @@ def _add_methods(parser: Parser) -> None:
         "NAME:key=value,key=value; default: %(default)s",
     )  # fmt: skip
     add_ghns(parser)
+    add_source(parser)
     add_noise(parser)
 
 
@@ -124,6 +133,7 @@ def _compare(options: argparse.Namespace) -> None:
             points,
             seeds=options.seeds,
             ghn=options.ghn,
+            source=options.source,
             reach=options.reach,
             results=_results_file(options.out),
             name=short_name(options.model),

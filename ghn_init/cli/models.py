@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING, Any
 
 from ghn_init.cli.arguments import (
     Commands,
@@ -13,7 +14,11 @@ from ghn_init.cli.arguments import (
     add_noise,
     add_num_classes,
     add_seed,
+    add_source,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def add_parsers(commands: Commands) -> None:
@@ -32,6 +37,13 @@ def _add_export(commands: Commands) -> None:
     add_head(parser)
     parser.add_argument("--norms", help="auto (default), predict or keep")
     add_noise(parser)
+    add_source(parser)
+    parser.add_argument("--images", metavar="DIR", help="images by class, for methods that need "
+                        "images or labels")  # fmt: skip
+    parser.add_argument("--steps", type=int, metavar="N", help="of methods that take steps; "
+                        "default: the method's")  # fmt: skip
+    parser.add_argument("--state", metavar="FILE", help="where such a method keeps how far it is, "
+                        "so that the same command goes on")  # fmt: skip
     add_seed(parser)
     parser.add_argument("--device", help="where the hypernetwork computes; default: cpu")
     parser.set_defaults(run=_export)
@@ -54,10 +66,31 @@ def _export(options: argparse.Namespace) -> None:
         norms=options.norms,
         noise=options.noise,
         orth_start=options.orth_start,
+        steps=options.steps,
+        state=options.state,
         seed=options.seed,
+        progress=True,
+        **_given(options, model),
     )
     print(report)
     print(f"written to {options.output}")
+
+
+def _given(options: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
+    """The arguments of `apply` for methods that need more than the model."""
+    from ghn_init.analysis.images import folder_batch, traced
+    from ghn_init.methods.running import MOST_IMAGES
+    from ghn_init.methods.variants import parse_method
+
+    given = {} if options.source is None else {"source": options.source}
+    if options.images is None:
+        return given
+    _, shape = traced(model)
+    images, labels = folder_batch(options.images, shape[-1], MOST_IMAGES, options.seed)
+    found = {"images": images, "labels": labels}
+    uses = parse_method(options.method).uses
+    wanted = {name: found[name] for name in found if name in uses}
+    return given | (wanted or {"images": images})  # a method that uses none says so
 
 
 def _add_trace(commands: Commands) -> None:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghn_init.analysis.measure.signals import first_tensor
 from ghn_init.compare.settings import FineTuning, Point
 from ghn_init.errors import GHNInitError
 from ghn_init.images.batches import Images, steps_per_epoch
 from ghn_init.images.evaluation import top1
+from ghn_init.methods.running import first_tensor
 from ghn_init.seeds import seed_of
 
 _MOMENTUM = 0.9

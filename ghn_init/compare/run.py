@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ghn_init.analysis.initializations import (
     Checkpoints,
     load_hypernetwork,
     load_hypernetworks,
+    needed,
     refuse_needy,
 )
 from ghn_init.api import apply
@@ -26,7 +28,10 @@ from ghn_init.compare.store import Job, Store
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.tracing import trace
 from ghn_init.hypernetwork.ghn import GHN
-from ghn_init.images.split import Split
+from ghn_init.images.batches import Batch
+from ghn_init.images.split import Split, first
+from ghn_init.methods.method import NEEDS
+from ghn_init.methods.running import MOST_IMAGES
 from ghn_init.methods.variants import Variant, different_methods
 from ghn_init.names import abridged
 from ghn_init.progress import Progress
@@ -45,6 +50,7 @@ def compare(
     *,
     seeds: int = 3,
     ghn: Checkpoints = None,
+    source: Any = None,
     reach: Sequence[float] = (),
     results: str | os.PathLike[str] | None = None,
     name: str = "model",
@@ -66,6 +72,8 @@ def compare(
         seeds: how many runs of each method are reported: seeds 0, 1, and so on.
         ghn: hypernetworks, as names, paths or objects: one, or one for ghn3 and one for ghn2.
             Default: the published ones.
+        source: what methods that need a source take values from, as in `apply`. (Those that need
+            images get some of the training images, without augmentation.)
         reach: accuracies, in percent, to count the steps to.
         results: JSON file in which every finished run is kept; those that it has are not made
             again. Methods, seeds and points may differ from those in it.
@@ -79,7 +87,7 @@ def compare(
     """
     variants, points = different_methods(methods), tuple(dict.fromkeys(points))
     for variant in variants:
-        refuse_needy(variant.method)
+        refuse_needy(variant, NEEDS if source is not None else NEEDS[:2])
     _check_plan(data, points, seeds, reach)
     hypernetworks = _hypernetworks(variants, ghn)
     memory_format = runnable_format(lambda: build(0), data.train, how)
@@ -87,8 +95,9 @@ def compare(
     settings = _settings(build(0), name, data, how)
     settings |= {f"{a} checkpoint": h.origin.sha256 or h.name for a, h in hypernetworks.items()}
     runner = _Runner(
-        build, hypernetworks, data, how, memory_format, Store(results, settings), not progress
-    )
+        build, hypernetworks, source, data, how, memory_format, Store(results, settings),
+        not progress,
+    )  # fmt: skip
     rows = runner.rows(variants, points, seeds)
     images = (data.train, data.validation, data.test)
     train, choice, test = (0 if part is None else len(part.labels) for part in images)
@@ -110,6 +119,7 @@ class _Runner:
     Arguments:
         build, data, how: of `compare`.
         hypernetworks: by architecture.
+        source: of `compare`.
         memory_format: that the model is fine-tuned in.
         store: of the finished runs, which are not made again.
         silent: show no progress.
@@ -117,6 +127,7 @@ class _Runner:
 
     build: Callable[[int], nn.Module]
     hypernetworks: Mapping[str, GHN]
+    source: Any
     data: Split
     how: FineTuning
     memory_format: torch.memory_format
@@ -160,15 +171,24 @@ class _Runner:
 
     def initialized(self, method: Variant, seed: int) -> tuple[nn.Module, Report]:
         """A new model, initialized."""
+        images, labels = self.batch if method.refines else (None, None)
+        model = self.build(seed)
         return apply(
-            self.build(seed),
+            model.to(self.data.train.device) if method.refines else model,  # it has to run
             method,
             ghn=self.hypernetworks[arch] if (arch := method.method.hypernetwork) else None,
+            **needed(method, images, labels, self.source),
             head=self.how.head,
             seed=seed,
             example_inputs=example_inputs(self.data),
             return_report=True,
         )
+
+    @cached_property
+    def batch(self) -> Batch:
+        """Training images for methods that need some."""
+        count = min(len(self.data.train.labels), MOST_IMAGES)
+        return next(first(self.data.train, count).test_batches(count))
 
     def run(self, method: Variant, job: Job, line: Progress) -> Outcome:
         """One run. The images to choose on are looked at once, after the last step."""

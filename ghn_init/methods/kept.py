@@ -29,8 +29,10 @@ def kept_parameters(
     kept = unfit_parameters(model)
     for name, reason in graph.left.items():
         _leave(kept, [name], reason)
+    if head == "keep":
+        _leave(kept, graph.head_parameters, 'last layer kept (head="keep")')
     if ghn is not None:
-        _leave(kept, kept_head(graph, ghn, head), _head_reason(graph, ghn, head))
+        _leave(kept, kept_head(graph, ghn, head), _head_reason(graph, ghn))
         _leave(kept, *_kept_norms(graph, ghn, variant.norms or "auto"))
     if not include_frozen:
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
@@ -53,9 +55,7 @@ def kept_head(graph: Graph, ghn: GHN, head: str) -> frozenset[str]:
     return graph.head_parameters
 
 
-def _head_reason(graph: Graph, ghn: GHN, head: str) -> str:
-    if head == "keep":
-        return 'last layer kept (head="keep")'
+def _head_reason(graph: Graph, ghn: GHN) -> str:
     anyway = 'head="predict" predicts it all the same'
     if graph.num_classes is None:
         return f"last layer kept, as it is no classification layer like the checkpoint's ({anyway})"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ghn_init.graph.graph import Graph
 from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.settings import fields_of
 from ghn_init.weights.postprocess import hidden_layers
 
 
@@ -29,6 +31,10 @@ class Job:
         images: `(B, C, H, W)`, for a method that needs them, else None.
         labels: `(B,)`, likewise.
         source: what the values are taken from, likewise.
+        options: the method's settings: an object of its `Method.options`.
+        tensors: the values that `refine` starts from. What is not among them has the model's own.
+        state: a file in which a method that takes minutes keeps how far it is; None: none.
+        silent: show no progress.
     """
 
     model: nn.Module
@@ -40,6 +46,10 @@ class Job:
     images: Tensor | None = None
     labels: Tensor | None = None
     source: Any = None
+    options: Any = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Path | None = None
+    silent: bool = True
 
     @property
     def layers(self) -> list[str]:
@@ -53,8 +63,27 @@ first two axes (GHN-2 paper, Section 4.1)."""
 
 
 @dataclass(frozen=True)
+class Refined:
+    """What a second step made of the values that it was given.
+
+    Arguments:
+        tensors: whole parameters by name, of those that changed.
+        notes: for the report.
+    """
+
+    tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+NEEDS = ("images", "labels", "source")
+"""The arguments of `apply` that a method can ask for."""
+
+
+@dataclass(frozen=True)
 class Method:
     """An initialization, declared once: what it needs, what it does, and where it is from.
+
+    It gives values, or refines those that are there, or does one after the other.
 
     Arguments:
         name: what `apply(model, name)` and the command line call it: letters, digits, `-` and `_`.
@@ -63,11 +92,15 @@ class Method:
         paper: the source.
         hypernetwork: the architecture of the hypernetwork that it needs: `"ghn3"` or `"ghn2"`.
         images, labels, source: whether it needs the argument of that name of `apply`.
+        optional: those of `NEEDS` that it uses where they are given.
         noise: beta of the noise that is added to convolution and linear weights (second paper,
             Eq. 1), where the user does not give another. None: it adds none, and takes none.
         orthogonal: whether these weights are then made orthogonal (second paper, Eq. 2).
         orth_start: the layer L from which both happen, counted from 1 (int) or as a share of the
             depth (float). None: as suits the hypernetwork's checkpoint.
+        refine: changes values that are there (`Job.tensors`, else the model's own). A method that
+            has it can stand behind another: `ghn3-orth+lsuv`.
+        options: a settings dataclass (see `ghn_init.settings`) for settings of the method's own.
     """
 
     name: str
@@ -78,21 +111,25 @@ class Method:
     images: bool = False
     labels: bool = False
     source: bool = False
+    optional: tuple[str, ...] = ()
     noise: float | None = None
     orthogonal: bool = False
     orth_start: int | float | None = 1
+    refine: Callable[[Job], Refined] | None = None
+    options: type[Any] | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The arguments of `apply` that it cannot do without: of `images`, `labels`, `source`."""
-        return tuple(name for name in ("images", "labels", "source") if getattr(self, name))
+        """The arguments of `apply` that it cannot do without: of `NEEDS`."""
+        return tuple(name for name in NEEDS if getattr(self, name))
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """What a user may set: of `noise`, `orth_start` and `norms`."""
+        """What a user may set: of `noise`, `orth_start` and `norms`, and options of its own."""
         takes = {
             "noise": self.noise is not None,
             "orth_start": self.orthogonal,
             "norms": self.hypernetwork is not None,
         }
-        return tuple(name for name, taken in takes.items() if taken)
+        own = () if self.options is None else (f.name for f in fields_of(self.options))
+        return (*(name for name, taken in takes.items() if taken), *own)

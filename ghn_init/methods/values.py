@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ghn_init.methods.method import Job, Method
 from ghn_init.methods.variants import Variant
 from ghn_init.weights.branches import stabilize
 from ghn_init.weights.postprocess import PostProcessing, post_process, without_factors
+from ghn_init.weights.tiling import repeated_all
 
 
 def post_processing(variant: Variant, ghn: GHN | None) -> PostProcessing:
@@ -44,21 +45,41 @@ class NewValues:
     notes: tuple[str, ...]
 
 
-def new_values(job: Job, method: Method, steps: PostProcessing) -> NewValues:
-    """What the method gives for the parameters that may be written, post-processed."""
-    assert method.values is not None
+def new_values(job: Job, variant: Variant, steps: PostProcessing) -> NewValues:
+    """What the method gives for the parameters that may be written, post-processed and refined."""
     # Whatever default device the caller has set, what is drawn is drawn on the CPU.
     with plain_modes(), torch.no_grad(), torch.device("cpu"):
-        given = method.values(job)
-        _check_shapes(given, job.graph)
-        values = {name: given[name].float() for name in job.writable if name in given}
-        _check_finite(values, job)
-        processed = post_process(job.graph, values, steps, job.generator)
-        tensors = values | processed.tensors
-        own = dict(job.model.named_parameters())
-        stable = stabilize(job.graph, tensors, own, scale=job.hypernetwork is not None)
-        tensors = without_factors(tensors | dict(stable.tensors), job.graph)
-        return NewValues(tensors, tuple(processed.tensors), processed.rank_deficient, stable.notes)
+        found = _first_values(job, variant.method, steps)
+        if not variant.refines:
+            return found
+        tensors = repeated_all(found.tensors, job.graph.shapes)
+        refining = [step for step in variant.steps if step.method.refine]
+        notes = [f"before {refining[0].method.name}: {note}" for note in found.notes]
+        for step in refining:
+            assert step.method.refine is not None
+            refined = step.method.refine(replace(job, options=step.own, tensors=tensors))
+            _check_shapes(refined.tensors, job.graph)
+            changed = {n: t for n, t in refined.tensors.items() if n in job.writable}
+            _check_finite(changed, job, step.method)
+            tensors = tensors | changed
+            notes += refined.notes
+        return replace(found, tensors=tensors, notes=tuple(notes))
+
+
+def _first_values(job: Job, method: Method, steps: PostProcessing) -> NewValues:
+    """What the method itself gives, post-processed; nothing if it leaves the model's own."""
+    if method.values is None:
+        return NewValues({}, (), (), ())
+    given = method.values(job)
+    _check_shapes(given, job.graph)
+    values = {name: given[name].float() for name in job.writable if name in given}
+    _check_finite(values, job, method)
+    processed = post_process(job.graph, values, steps, job.generator)
+    tensors = values | processed.tensors
+    own = dict(job.model.named_parameters())
+    stable = stabilize(job.graph, tensors, own, scale=job.hypernetwork is not None)
+    tensors = without_factors(tensors | dict(stable.tensors), job.graph)
+    return NewValues(tensors, tuple(processed.tensors), processed.rank_deficient, stable.notes)
 
 
 def _check_shapes(values: Mapping[str, Tensor], graph: Graph) -> None:
@@ -73,14 +94,15 @@ def _check_shapes(values: Mapping[str, Tensor], graph: Graph) -> None:
             raise GHNInitError(f"the method gives {name} the shape {found}, and it has {shape}.")
 
 
-def _check_finite(values: Mapping[str, Tensor], job: Job) -> None:
+def _check_finite(values: Mapping[str, Tensor], job: Job, method: Method) -> None:
     if not values:
         return
     finite = torch.stack([torch.isfinite(tensor).all() for tensor in values.values()])
     for name, is_finite in zip(values, finite.tolist(), strict=True):  # a GPU is waited for once
         if not is_finite:
-            who = "the method gives" if job.hypernetwork is None else "the checkpoint predicts"
+            predicted = method.hypernetwork is not None
             raise GHNInitError(
-                f"{who} values for {name} that are not finite: it does not suit this model. "
-                f"Use another {'method' if job.hypernetwork is None else 'checkpoint'}."
+                f"{'the checkpoint predicts' if predicted else f'{method.name} gives'} values for "
+                f"{name} that are not finite: it does not suit this model. "
+                f"Use another {'checkpoint' if predicted else 'method'}."
             )

@@ -1,15 +1,17 @@
-"""A method with settings, as `apply` runs it and as text: `ghn3-orth:noise=0,orth_start=20`."""
+"""Methods with settings, as `apply` runs them and as text: `ghn3-orth:noise=0+lsuv:steps=5`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ghn_init.errors import GHNInitError
-from ghn_init.methods.method import Method
-from ghn_init.methods.registry import find_method
+from ghn_init.methods.method import NEEDS, Method
+from ghn_init.methods.registry import METHODS, find_method
+from ghn_init.settings import fields_of
 
 NORM_LAYERS = ("auto", "predict", "keep")
 """What can be done with the parameters of normalization layers."""
@@ -17,7 +19,7 @@ NORM_LAYERS = ("auto", "predict", "keep")
 
 @dataclass(frozen=True)
 class Variant:
-    """A method, with what differs from its defaults.
+    """A method, with what differs from its defaults, and second steps behind it.
 
     Arguments:
         method: of the registry.
@@ -25,20 +27,25 @@ class Variant:
         orth_start: L of the second paper, a layer counted from 1 (int) or a share of the depth
             (float). Default: the method's, or what suits the checkpoint.
         norms: one of `NORM_LAYERS`. Default: `"auto"`.
+        options: names and values of the method's own settings (`Method.options`).
+        then: methods that refine what stands before them, without second steps of their own.
 
     Raises:
-        GHNInitError: a setting that the method does not have, or a value that it cannot take.
+        GHNInitError: a setting that the method does not have, or a value that it cannot take; or a
+            method that cannot stand behind another.
     """
 
     method: Method
     noise: float | None = None
     orth_start: int | float | None = None
     norms: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    then: tuple[Variant, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, lacks in _LACKS.items():
-            if getattr(self, key) is not None and key not in self.method.settings:
-                raise GHNInitError(f"{key}: method {self.method.name!r} {lacks}. Leave it out.")
+        for key in self.given:
+            if key not in self.method.settings:
+                raise _lacking(key, self.method.name)
         if self.norms not in (None, *NORM_LAYERS):
             raise GHNInitError(
                 f"unknown norms {self.norms!r}: choose one of {', '.join(NORM_LAYERS)}."
@@ -55,10 +62,34 @@ class Variant:
                 f"orth_start is {self.orth_start}: a float is a share of the depth, at most 1. "
                 f"For a layer give an int: {int(self.orth_start)}."
             )
+        _ = self.own  # refuses values that it cannot take
+        for step in self.then:
+            _check_second(step)
+
+    @property
+    def steps(self) -> tuple[Variant, ...]:
+        """The method alone, and the second steps behind it."""
+        return (replace(self, then=()), *self.then)
+
+    @property
+    def name(self) -> str:
+        """Without settings: `ghn3-orth+lsuv`."""
+        return "+".join(step.method.name for step in self.steps)
+
+    @property
+    def own(self) -> Any:
+        """The method's own settings, as an object of its `Method.options`; None: it has none."""
+        return None if self.method.options is None else self.method.options(**dict(self.options))
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the settings that differ from the defaults, in the order of the label."""
+        shared = tuple(key for key in _LACKS if getattr(self, key) is not None)
+        return (*shared, *(key for key, _ in self.options))
 
     @property
     def label(self) -> str:
-        """As `parse_method` reads it: `ghn3-orth:noise=0`."""
+        """As `parse_method` reads it: `ghn3-orth:noise=0+lsuv`."""
         given = []
         if self.noise is not None:
             given.append(f"noise={float(self.noise)!r}".removesuffix(".0"))
@@ -66,7 +97,25 @@ class Variant:
             given.append(f"orth_start={self.orth_start!r}")
         if self.norms is not None:
             given.append(f"norms={self.norms}")
-        return ":".join([self.method.name, *([",".join(given)] if given else [])])
+        given += [f"{key}={value}" for key, value in self.options]
+        first = ":".join([self.method.name, *([",".join(given)] if given else [])])
+        return "+".join([first, *(step.label for step in self.then)])
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The arguments of `apply` that it cannot do without: of `images`, `labels`, `source`."""
+        return _in_order(name for step in self.steps for name in step.method.needs)
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Those that it needs, and those that it uses where they are given."""
+        optional = (name for step in self.steps for name in step.method.optional)
+        return _in_order((*self.needs, *optional))
+
+    @property
+    def refines(self) -> bool:
+        """Whether a step changes values that are there, for which the model has to run."""
+        return any(step.method.refine for step in self.steps)
 
 
 _LACKS = {
@@ -82,46 +131,105 @@ _READ: dict[str, Callable[[str], Any]] = {
 }
 
 
+def _lacking(key: str, name: str) -> GHNInitError:
+    lacks = _LACKS.get(key, "has no such setting")
+    return GHNInitError(f"{key}: method {name!r} {lacks}. Leave it out.")
+
+
+def _check_second(step: Variant) -> None:
+    """Refuse a second step that could not be one."""
+    name = step.method.name
+    if step.then:
+        raise GHNInitError(f"{step.label!r} has second steps of its own: give them one by one.")
+    if step.method.refine is None:
+        able = ", ".join(other.name for other in METHODS.values() if other.refine)
+        raise GHNInitError(
+            f"{name!r} cannot stand behind another method, as it changes no values that are "
+            f"there. Those that can: {able or 'none'}."
+        )
+    if shared := [key for key in step.given if key in _LACKS]:
+        raise GHNInitError(
+            f"{shared[0]}: {name!r} stands behind another method, and starts from its values. "
+            "Leave it out."
+        )
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    given = set(names)
+    return tuple(name for name in NEEDS if name in given)
+
+
 def _is_from_zero_up(value: object) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and 0 <= value < math.inf  # type: ignore[operator]
 
 
 def parse_method(text: str | Variant, **settings: Any) -> Variant:
-    """A method and its settings from text.
+    """A method, its settings and second steps from text.
 
     Arguments:
-        text: `NAME[:key=value,...]`; the keys are `noise`, `orth_start` and `norms`.
-        settings: further ones; those that are None do not count.
+        text: `NAME[:key=value,...]`, with `+NAME[:key=value,...]` for each second step; the keys
+            are `noise`, `orth_start` and `norms`, and the names of a method's own settings.
+        settings: further ones, for each step that has them; those that are None do not count.
 
     Raises:
         GHNInitError: an unknown method or key, a value that the method cannot take, or a setting
             that is given twice.
     """
     variant = text if isinstance(text, Variant) else _parse(text)
-    given = {key: value for key, value in settings.items() if value is not None}
-    twice = [key for key in given if getattr(variant, key) is not None]
-    if twice:
-        raise GHNInitError(f"{twice[0]} is given twice, in {variant.label!r} too: give it once.")
-    return replace(variant, **given)
+    for key, value in settings.items():
+        if value is not None:
+            variant = _with(variant, key, value)
+    return variant
+
+
+def _with(variant: Variant, key: str, value: Any) -> Variant:
+    """The variant with one more setting, of each step that has it."""
+    if key in _LACKS:
+        having = variant.steps[:1]
+    else:
+        having = tuple(step for step in variant.steps if key in step.method.settings)
+    if not having:
+        raise _lacking(key, variant.name)
+    if any(key in step.given for step in having):
+        raise GHNInitError(f"{key} is given twice, in {variant.label!r} too: give it once.")
+    first, *others = (
+        _set(step, {key: value}) if step in having else step for step in variant.steps
+    )
+    return replace(first, then=tuple(others))
+
+
+def _set(step: Variant, values: dict[str, Any]) -> Variant:
+    shared = {key: value for key, value in values.items() if key in _LACKS}
+    own = {**dict(step.options), **{k: v for k, v in values.items() if k not in _LACKS}}
+    order = step.method.settings  # of the label, whatever the order in which they are given
+    names = sorted(own, key=lambda name: order.index(name) if name in order else -1)
+    return replace(step, **shared, options=tuple((name, own[name]) for name in names))
 
 
 def _parse(text: str) -> Variant:
     if not isinstance(text, str):
         raise GHNInitError(f"method is a {type(text).__name__}: give a name, such as 'ghn3-orth'.")
+    first, *then = map(_parse_step, re.split(r"\+(?=[A-Za-z_])", text))  # not in a number: 1e+5
+    return replace(first, then=tuple(then))
+
+
+def _parse_step(text: str) -> Variant:
     name, _, settings = text.partition(":")
     method = find_method(name)
+    own = () if method.options is None else fields_of(method.options)
+    readers = _READ | {field.name: field.kind for field in own}
     values: dict[str, Any] = {}
     for setting in settings.split(",") if settings else ():
         key, _, value = setting.partition("=")
-        if key not in _READ or key in values:
-            known = ", ".join(_READ)
+        if key not in readers or key in values:
+            known = ", ".join(readers)
             raise GHNInitError(f"{setting!r} in method {text!r}: give one of {known}, once each.")
         try:
-            values[key] = _READ[key](value)
+            values[key] = readers[key](value)
         except ValueError as error:
             raise GHNInitError(f"{setting!r} in method {text!r}: give a number.") from error
-    return Variant(method, **values)
+    return _set(Variant(method), values)
 
 
 def parse_methods(text: str, **defaults: Any) -> tuple[Variant, ...]:
@@ -142,7 +250,7 @@ def split_methods(text: str) -> list[str]:
     """`"rand, ghn3:noise=0,norms=keep"` -> `["rand", "ghn3:noise=0,norms=keep"]`."""
     parts: list[str] = []
     for part in (part.strip() for part in text.split(",")):
-        if parts and "=" in part and ":" not in part:
+        if parts and "=" in part.partition(":")[0]:
             parts[-1] += f",{part}"  # a comma also stands between the settings of one method
         else:
             parts.append(part)

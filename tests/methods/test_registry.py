@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from image_folders import bright_and_dark
 from models import ConvNet
 from safetensors.torch import load_file
 
@@ -15,7 +16,7 @@ import ghn_init
 from ghn_init import METHODS, GHNInitError
 from ghn_init.analysis import diagnose
 from ghn_init.cli.main import main
-from ghn_init.methods import Job, Method, register, registry
+from ghn_init.methods import Job, Method, Refined, register, registry
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def small() -> Iterator[Method]:
         return {n: 0.02 * torch.randn(shapes[n], generator=draw) for n in job.layers}
 
     yield register(Method("small", values, "convolution and linear weights from N(0, 0.02)"))
-    for name in ("small", "labelled"):
+    for name in ("small", "labelled", "halved"):
         registry._registered.pop(name, None)
 
 
@@ -98,10 +99,83 @@ def test_what_a_method_needs_is_asked_for() -> None:
         ghn_init.apply(model, "labelled")
     with pytest.raises(GHNInitError, match="'labelled' uses no source: leave source out"):
         ghn_init.apply(model, "labelled", images=images, labels=torch.ones(2), source="x")
-    with pytest.raises(GHNInitError, match="needs images and labels"):
-        diagnose(model, ["labelled"])
     ghn_init.apply(model, "labelled", images=images, labels=torch.full((2,), 3))
     assert (weights(model) == 3).all()
+
+
+def test_images_labels_and_source_reach_the_method(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Job] = []
+
+    def values(job: Job) -> dict[str, torch.Tensor]:
+        seen.append(job)
+        return {}
+
+    register(Method("labelled", values, images=True, labels=True, source=True))
+    with pytest.raises(GHNInitError, match="'labelled' needs source"):
+        diagnose(ConvNet(), ["labelled"])
+    diagnose(ConvNet(), ["labelled"], source="x", input_shape=(3, 16, 16), batch_size=4)
+    with pytest.raises(GHNInitError, match=r"labels and source.*apply\(model, 'lab"):
+        timm.create_model("resnet10t", pretrained_cfg="labelled")
+    bright_and_dark(tmp_path / "data", 16, bright=200, dark=50, spread=10)
+    output = tmp_path / "w.safetensors"
+    command = ["export", "resnet10t", "--method", "labelled", "--num-classes", "2"]
+    assert main([*command, "-o", str(output)]) == 1
+    assert "'labelled' needs images: give images=" in capsys.readouterr().err
+    files = ["--images", str(tmp_path / "data"), "--source", "y", "-o", str(output)]
+    assert main([*command, *files]) == 0
+    for job, source, size in zip(seen, ("x", "y"), (16, 176), strict=True):
+        assert job.images is not None
+        assert job.labels is not None
+        assert job.source == source
+        assert job.images.shape[1:] == (3, size, size)
+        assert len(job.images) == len(job.labels)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        ([1, 2], torch.zeros(2).long(), "images is a list: give a tensor"),
+        (torch.empty(0, 3, 8, 8), torch.zeros(0).long(), "images has no values"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2).long(), "give normalized"),
+        (torch.full((2, 3, 8, 8), torch.nan), torch.zeros(2).long(), "not finite"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2), "give class indices"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(3).long(), "2 images and 3 labels"),
+        (torch.zeros(2, 5, 8, 8), torch.zeros(2).long(), "does not run"),
+    ],
+)
+def test_images_that_no_method_can_use_are_refused(
+    images: object, labels: object, message: str
+) -> None:
+    register(Method("labelled", lambda job: {}, images=True, labels=True))
+    model = ConvNet()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(GHNInitError, match=message):
+        ghn_init.apply(model, "labelled", images=images, labels=labels)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_second_steps() -> None:
+    def halved(job: Job) -> Refined:
+        own = dict(job.model.named_parameters())
+        start = {name: job.tensors.get(name, own[name]) for name in job.layers}
+        return Refined({n: t.detach() / 2 for n, t in start.items()}, ("halved what was there",))
+
+    register(Method("halved", None, refine=halved, labels=True))
+    labels = torch.zeros(2).long()
+    small = ghn_init.apply(ConvNet(), "small")
+    refined, report = ghn_init.apply(ConvNet(), "small+halved", labels=labels, return_report=True)
+    assert torch.equal(weights(refined), weights(small) / 2)
+    assert report.method == "small+halved"
+    assert "halved what was there" in report.notes
+    own = ConvNet()
+    expected = weights(own) / 2
+    assert torch.equal(weights(ghn_init.apply(own, "rand+halved", labels=labels)), expected)
+    with pytest.raises(GHNInitError, match=r"'small\+halved' needs labels"):
+        ghn_init.apply(ConvNet(), "small+halved")
+    with pytest.raises(GHNInitError, match="'small' cannot stand behind another method"):
+        ghn_init.apply(ConvNet(), "rand+small")
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ghn_init.analysis.images import Batch, run_on
-from ghn_init.analysis.measure.signals import (
+from ghn_init.errors import GHNInitError
+from ghn_init.images.batches import Batch
+from ghn_init.methods.running import (
     batch_loss,
     double_differentiable,
     first_tensor,
+    run_on,
     use_batch_statistics,
     watching,
 )
-from ghn_init.errors import GHNInitError
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
