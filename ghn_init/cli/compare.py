@@ -104,6 +104,8 @@ def _add_points(parser: Parser) -> None:
         "--lr", type=float, nargs="+", metavar="RATE", help="of several, and of several weight "
         "decays, each method gets the best; default: 1e-3, of sgd 1e-2",
     )  # fmt: skip
+    parser.add_argument("--widen", action="store_true", help="where a method is best at the lowest "
+                        "or highest rate, go on beyond it")  # fmt: skip
     parser.add_argument("--weight-decay", type=float, nargs="+", default=[1e-2], metavar="W",
                         help="default: 1e-2")  # fmt: skip
 
@@ -138,6 +140,7 @@ def _compare(options: argparse.Namespace) -> None:
             results=_results_file(options.out),
             name=short_name(options.model),
             progress=True,
+            widen=options.widen,
         )
     print(result.to_json() if options.json else result.table())
     if options.out is not None:

@@ -1,5 +1,7 @@
 from .comparison import Comparison as Comparison
 from .comparison import Row as Row
+from .differences import Difference as Difference
+from .differences import paired_difference as paired_difference
 from .finetune import Outcome as Outcome
 from .images import Split as Split
 from .images import load_split as load_split

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ghn_init.analysis.plots.palette import series_style
 from ghn_init.analysis.results import Result, new_figure, text_table
+from ghn_init.compare.differences import Difference, paired_difference
 from ghn_init.compare.finetune import Outcome
 from ghn_init.compare.settings import FineTuning, Point
+from ghn_init.errors import GHNInitError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,14 +85,42 @@ class Comparison(Result):
     reach: tuple[float, ...]
     rows: tuple[Row, ...]
 
+    def differences(self, baseline: str | None = None) -> tuple[Difference, ...]:
+        """The difference of each other method's final accuracy to a baseline's, paired by seed.
+
+        Arguments:
+            baseline: label of a method. Default: the first.
+
+        Raises:
+            GHNInitError: there is no such method in this comparison.
+        """
+        rows = {row.method: row for row in self.rows}
+        name = self.rows[0].method if baseline is None else baseline
+        if name not in rows:
+            raise GHNInitError(f"no method {name!r} was compared: there are {', '.join(rows)}.")
+        by_seed = {label: [o.accuracy for o in row.outcomes] for label, row in rows.items()}
+        return tuple(
+            paired_difference(label, found, name, by_seed[name])
+            for label, found in by_seed.items()
+            if label != name
+        )
+
     def table(self) -> str:
-        """Mean and standard deviation of the final accuracy, and steps to given ones."""
+        """Mean and standard deviation of the final accuracy, and steps to given ones.
+
+        Of several seeds, also the differences to the first method.
+        """
         header = ["method", "predicted", "lr", "decay", "accuracy", "std"]
         header += [f"to {value:g}%" for value in self.reach]
         diverged = any(row.diverged for row in self.rows)
         lines = [self._cells(row, diverged) for row in self.rows]
         table = text_table([*header, *(["diverged"] if diverged else [])], lines)
-        return "\n".join([*self._about(diverged), table])
+        return "\n".join([*self._about(diverged), table, *self._differences()])
+
+    def _differences(self) -> Iterator[str]:
+        if len(self.rows) > 1 and len(self.rows[0].outcomes) > 1:
+            yield "difference in points, paired by seed, with its 95% confidence interval:"
+            yield from (f"  {difference}" for difference in self.differences())
 
     def _cells(self, row: Row, diverged: bool) -> list[object]:
         mean = "diverged" if row.mean is None else f"{row.mean:.1f}"
@@ -149,6 +179,7 @@ class Comparison(Result):
             "classes": self.classes,
             "checkpoints": list(self.checkpoints),
             "methods": {row.method: self._row_content(row) for row in self.rows},
+            "differences": [vars(difference) for difference in self.differences()],
         }
 
     def _row_content(self, row: Row) -> dict[str, Any]:

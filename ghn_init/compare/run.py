@@ -40,6 +40,9 @@ from ghn_init.report import Report
 CHOICE_SEED = -1
 """Of the runs that choose hyperparameters: none of the reported ones takes part in the choice."""
 
+_WIDENINGS = 3
+"""How often the grid of learning rates goes on beyond an end."""
+
 
 def compare(
     build: Callable[[int], nn.Module],
@@ -55,6 +58,7 @@ def compare(
     results: str | os.PathLike[str] | None = None,
     name: str = "model",
     progress: bool = False,
+    widen: bool = False,
 ) -> Comparison:
     """Fine-tune one model from several initializations, under the same budget.
 
@@ -79,6 +83,8 @@ def compare(
             again. Methods, seeds and points may differ from those in it.
         name: of the model, for the table and the file.
         progress: show progress on stderr.
+        widen: where a method is best at the lowest or highest learning rate, go on beyond it in
+            the same ratio, at most three times: the choice is then no matter of the grid's ends.
 
     Raises:
         GHNInitError: a model that cannot be traced or does not suit the images, a checkpoint that
@@ -98,7 +104,7 @@ def compare(
         build, hypernetworks, source, data, how, memory_format, Store(results, settings),
         not progress,
     )  # fmt: skip
-    rows = runner.rows(variants, points, seeds)
+    rows = runner.rows(variants, points, seeds, widen)
     images = (data.train, data.validation, data.test)
     train, choice, test = (0 if part is None else len(part.labels) for part in images)
     return Comparison(
@@ -135,20 +141,16 @@ class _Runner:
     silent: bool
 
     def rows(
-        self, methods: Sequence[Variant], points: Sequence[Point], seeds: int
+        self, methods: Sequence[Variant], points: Sequence[Point], seeds: int, widen: bool
     ) -> tuple[Row, ...]:
         """Choose the hyperparameters of each method, then make the runs that are reported."""
         for method in methods:
             if all(job.method != method.label for job in self.store.outcomes):
                 self.initialized(method, 0)  # an error is better known before the first run
         self.store.write()
-        tried = points if len(points) > 1 else ()
-        trials = {m: [Job(m.label, point, CHOICE_SEED, True) for point in tried] for m in methods}
-        self._finish([(m, job) for m in methods for job in trials[m]])
+        trials = self._trials(methods, points, widen) if len(points) > 1 else {}
         outcomes = self.store.outcomes
-        chosen = {m: points[0] for m in methods}
-        if tried:  # the first of equals
-            chosen = {m: max(trials[m], key=lambda j: _merit(outcomes[j])).point for m in methods}
+        chosen = {m: self._best(trials[m]).point if trials else points[0] for m in methods}
         runs = {m: [Job(m.label, chosen[m], seed) for seed in range(seeds)] for m in methods}
         self._finish([(m, runs[m][seed]) for seed in range(seeds) for m in methods])
         return tuple(
@@ -156,10 +158,28 @@ class _Runner:
                 m.label,
                 chosen[m],
                 tuple(outcomes[job] for job in runs[m]),
-                {job.point: outcomes[job].accuracy for job in trials[m]},
+                {job.point: outcomes[job].accuracy for job in trials.get(m, ())},
             )
             for m in methods
         )
+
+    def _trials(
+        self, methods: Sequence[Variant], points: Sequence[Point], widen: bool
+    ) -> dict[Variant, list[Job]]:
+        """The runs that choose, made; each method's own ones beyond the grid if it is widened."""
+        trials: dict[Variant, list[Job]] = {m: [] for m in methods}
+        more = {m: list(points) for m in methods}
+        for _ in range(1 + (_WIDENINGS if widen else 0)):
+            jobs = {m: [Job(m.label, p, CHOICE_SEED, True) for p in more[m]] for m in methods}
+            self._finish([(m, job) for m in methods for job in jobs[m]])
+            trials = {m: trials[m] + jobs[m] for m in methods}
+            tried = {m: [job.point for job in trials[m]] for m in methods}
+            more = {m: _beyond(tried[m], self._best(trials[m]).point) for m in methods}
+        return trials
+
+    def _best(self, trials: Sequence[Job]) -> Job:
+        """The first of equals."""
+        return max(trials, key=lambda job: _merit(self.store.outcomes[job]))
 
     def _finish(self, runs: Sequence[tuple[Variant, Job]]) -> None:
         """Make those runs that are not in the store."""
@@ -241,6 +261,15 @@ def _check_plan(data: Split, points: tuple[Point, ...], seeds: int, reach: Seque
             f"{len(points)} pairs of learning rate and weight decay are to be chosen from, and no "
             "images to choose on are held out: give a number of them, or one pair."
         )
+
+
+def _beyond(tried: Sequence[Point], best: Point) -> list[Point]:
+    """The next learning rate, where the best one is the lowest or highest of several."""
+    rates = sorted(point.lr for point in tried if point.weight_decay == best.weight_decay)
+    if len(rates) < 2 or best.lr not in (rates[0], rates[-1]):
+        return []
+    ratio = rates[1] / rates[0] if best.lr == rates[0] else rates[-2] / rates[-1]
+    return [replace(best, lr=float(f"{best.lr / ratio:.3g}"))]
 
 
 def _merit(trial: Outcome) -> tuple[float, float]:

@@ -35,7 +35,8 @@ def test_compare(
     assert lines[5].split() == [
         *("method", "predicted", "lr", "decay", "accuracy", "std", "to", "1%", "to", "99.5%"),
     ]
-    assert [line.split()[0] for line in lines[6:]] == ["rand", "ghn3-orth:noise=0"]
+    assert [line.split()[0] for line in lines[6:8]] == ["rand", "ghn3-orth:noise=0"]
+    assert lines[9].startswith("  ghn3-orth:noise=0 - rand: ")
     assert len(json.loads((out / "results.json").read_text())["runs"]) == 8
     assert main([*command, "--test-images", "12"]) == 0
     assert capsys.readouterr() == printed

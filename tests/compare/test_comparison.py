@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ghn_init import GHNInitError
 from ghn_init.compare import Comparison, FineTuning, Outcome, Point, Row
+from ghn_init.compare.differences import half_width
 
 POINT, OTHER = Point(1e-3), Point(4e-3, 0.1)
 
@@ -46,7 +49,33 @@ def test_table() -> None:
         "rand                  -  0.001   0.01      52.0  2.0     100       -         -",
         "ghn3              99.9%  0.004    0.1      62.0  1.4      50     150    1 of 3",
         "ghn3:noise=0          -  0.004    0.1  diverged    -       -       -    3 of 3",
+        "difference in points, paired by seed, with its 95% confidence interval:",
+        "  ghn3 - rand: +11.0 +- 25.4, better in 2 of 2 seeds",
+        "  ghn3:noise=0 - rand: no seed in which both ended well",
     ]
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """Against the textbook's formula: 4.303 is Student's t of two degrees of freedom."""
+    rand = Row("rand", POINT, (outcome(50), outcome(60), outcome(70)), {})
+    better = Row("better", POINT, (outcome(51), outcome(63), outcome(72)), {})
+    result = replace(comparison(), rows=(rand, better))
+    (difference,) = result.differences()
+    assert difference.mean == pytest.approx(2.0)
+    assert difference.half_width == pytest.approx(4.303 * 1.0 / math.sqrt(3))
+    assert (difference.wins, difference.seeds, difference.is_clear) == (3, 3, False)
+    (other,) = result.differences("better")
+    assert (other.mean, other.wins) == (-2.0, 0)
+    assert str(other) == "rand - better: -2.0 +- 2.5, better in 0 of 3 seeds"
+    with pytest.raises(GHNInitError, match="no method 'worse' was compared: there are rand, b"):
+        result.differences("worse")
+
+
+def test_intervals_are_those_of_student_t() -> None:
+    assert half_width([1.0]) is None
+    assert half_width([0.0, 2.0]) == pytest.approx(12.706)
+    many = [float(i % 2) for i in range(100)]  # of so many, the normal distribution's 1.96 serves
+    assert half_width(many) == pytest.approx(1.96 * statistics.stdev(many) / 10)
 
 
 def test_a_table_without_choice_accuracies_to_reach_and_divergence() -> None:
@@ -79,6 +108,7 @@ def test_json() -> None:
     assert rand["runs"][0]["curve"] == [[50, 30], [100, 41], [150, 52]]
     assert ablated["diverged"] == 3
     assert ablated["mean"] is None
+    assert content["differences"][0]["mean"] == 11
 
 
 def test_picture(tmp_path: Path) -> None:

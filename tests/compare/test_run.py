@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -268,6 +269,31 @@ def test_hyperparameters_are_chosen_on_images_that_were_held_out(
     assert [images is data.validation for images, _, _ in looked] == [True] * 8 + [False] * 4
     assert all(images is data.test for images, _, _ in looked[8:])
     assert not {seed for _, _, seed in looked[:8]} & {seed for _, _, seed in looked[8:]}
+
+
+def test_a_grid_is_widened_where_an_end_is_best(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each method goes on in its own direction, in the grid's ratio, three times at most."""
+    tried: list[tuple[bool, float]] = []
+
+    def fake(
+        model: nn.Module, train: Images, evaluation: Images, how: FineTuning, point: Point,
+        seed: int, *rest: Any,
+    ) -> Outcome:  # fmt: skip
+        is_orth = bool(torch.linalg.norm(model.get_parameter("3.weight")) > 2.5)
+        tried.append((is_orth, point.lr))
+        far = math.log10(point.lr / (1e-9 if is_orth else 2e-2))
+        return Outcome(((how.steps, 90 - abs(far)),))
+
+    monkeypatch.setattr(run_module, "fine_tune", fake)
+    points = [Point(1e-3), Point(1e-2)]
+    rand, orth = run(points=points, widen=True, seeds=1).rows
+    assert [point.lr for point in rand.choice] == [1e-3, 1e-2, 1e-1]
+    assert rand.point.lr == 1e-2
+    assert [point.lr for point in orth.choice] == [1e-3, 1e-2, 1e-4, 1e-5, 1e-6]
+    assert orth.point.lr == 1e-6
+    tried.clear()
+    assert run(points=points, seeds=1).rows[0].point.lr == 1e-2
+    assert sorted({lr for _, lr in tried}) == [1e-3, 1e-2]
 
 
 def test_one_point_needs_no_choice(run: Run, data: Split) -> None:
