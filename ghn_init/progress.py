@@ -1,9 +1,12 @@
-"""The progress bar of long commands: tqdm on a terminal, a line now and then in a file."""
+"""What is seen of long commands: tqdm on a terminal, a line now and then in a file, a notice."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -58,3 +61,15 @@ class _Lines:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def notice(text: str) -> Iterator[None]:
+    """A line on stderr, if the block takes long (`DELAY`): what it waits for."""
+    timer = threading.Timer(DELAY, tqdm.write, (text,), {"file": sys.stderr})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

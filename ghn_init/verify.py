@@ -24,7 +24,7 @@ from ghn_init.graph.tracing import trace
 from ghn_init.hypernetwork.encoding import class_tokens
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.loading.checkpoint import read_state_dict
-from ghn_init.loading.hub import EXAMPLE, download
+from ghn_init.loading.hub import EXAMPLE, REPOSITORY, HubRepository
 from ghn_init.models import create_model
 
 TOLERANCE = 1e-2
@@ -73,13 +73,18 @@ def published_norms(checkpoint: str) -> dict[str, float]:
     """
     text = importlib.resources.files("ghn_init").joinpath("published_norms.json").read_text()
     tables: dict[str, dict[str, float]] = json.loads(text)
-    name = checkpoint.partition("@")[0]
+    name = published_name(checkpoint)
     if name not in tables:
         raise GHNInitError(
             f"there are no published norms for {checkpoint!r}, only for {', '.join(tables)}: "
             "give a table of your own (--table)."
         )
     return tables[name]
+
+
+def published_name(checkpoint: str) -> str:
+    """The short name of a published checkpoint, however it was asked for; others as they are."""
+    return checkpoint.partition("@")[0].removeprefix(f"hf-hub:{REPOSITORY}/").removesuffix(".pt")
 
 
 def read_table(path: str | os.PathLike[str]) -> dict[str, float]:
@@ -140,7 +145,7 @@ def verify_example(ghn: GHN, path: str | os.PathLike[str] | None = None) -> Chec
         GHNInitError: the file cannot be fetched or read, or is not a ResNet-50's.
     """
     if path is None:
-        path, _ = download(EXAMPLE, ghn.origin.revision)
+        path, _ = HubRepository(REPOSITORY, ghn.origin.revision, EXAMPLE).download(EXAMPLE)
     expected = read_state_dict(path)
     model = _without_memory("resnet50")
     worst = 0.0

@@ -19,7 +19,7 @@ import timm
 import torch
 import torchvision
 from checkpoint_files import GHN3, as_joblib, as_safetensors, tiny_state
-from hub_server import Hub, serve
+from hub_server import Hub, serve, turn_to
 from huggingface_hub import constants
 from safetensors import safe_open
 
@@ -35,24 +35,17 @@ pytestmark = pytest.mark.usefixtures("cache")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def turn_hub_to(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-
-
 @pytest.fixture
 def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Hub that refuses every connection, and an empty cache."""
-    turn_hub_to("http://127.0.0.1:9", tmp_path / "hub", monkeypatch)
+    turn_to("http://127.0.0.1:9", tmp_path / "hub", monkeypatch, seconds=None)
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub with a tiny hypernetwork under the name of the default one."""
     with serve(Hub(REPOSITORY, {"ghn3xlm16.pt": as_joblib(tiny_state())})) as server:
-        turn_hub_to(server.endpoint, tmp_path / "hub", monkeypatch)
+        turn_to(server.endpoint, tmp_path / "hub", monkeypatch, seconds=None)
         yield server
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint_files import as_joblib, same, tiny_state
-from hub_server import COMMIT, HTML, OLDER, Hub, serve
+from hub_server import COMMIT, HTML, OLDER, Hub, serve, turn_to
 from huggingface_hub import constants
 
 from ghn_init.errors import GHNInitError
@@ -27,18 +27,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A server with one checkpoint, and huggingface_hub turned to it, its cache empty.
 
-    huggingface_hub reads the environment when it is imported; what the environment itself does is
-    tested in fresh processes below.
+    What the environment does is tested in fresh processes below.
     """
     files = {"ghn3tm8.pt": as_joblib(tiny_state())}
     older = {"ghn3tm8.pt": as_joblib(tiny_state(seed=1))}
     with serve(Hub(REPOSITORY, files, older)) as server:
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
-        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+        turn_to(server.endpoint, tmp_path / "hub", monkeypatch)
         yield server
 
 

@@ -41,14 +41,18 @@ def add_input_shape(parser: Parser) -> None:
 
 def add_ghn(parser: Parser) -> None:
     """The checkpoint of a single hypernetwork."""
-    parser.add_argument("--ghn", metavar="CHECKPOINT", help="name or path; see `ghn-init list`")
+    parser.add_argument(
+        "--ghn", metavar="CHECKPOINT",
+        help="name, hf-hub:ORG/NAME, local-dir:FOLDER or path; see `ghn-init list`",
+    )  # fmt: skip
 
 
 def add_ghns(parser: Parser) -> None:
     """Checkpoints of hypernetworks of different architectures."""
     parser.add_argument(
         "--ghn", action="append", metavar="CHECKPOINT",
-        help="name or path, once for ghn3 and once for ghn2; see `ghn-init list`",
+        help="name, hf-hub:ORG/NAME, local-dir:FOLDER or path, once for ghn3 and once for ghn2; "
+        "see `ghn-init list`",
     )  # fmt: skip
 
 

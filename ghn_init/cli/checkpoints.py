@@ -16,14 +16,20 @@ def add_parsers(commands: Commands) -> None:
 
 def _add_list(commands: Commands) -> None:
     parser = commands.add_parser("list", help="show the methods and the checkpoints")
+    parser.add_argument("place", nargs="?", metavar="hf-hub:ORG/NAME",
+                        help="show the checkpoints in a repository on the Hub")  # fmt: skip
     parser.add_argument("--cached", action="store_true", help="checkpoints on this machine only")
     parser.set_defaults(run=_list)
 
 
 def _list(options: argparse.Namespace) -> None:
-    from ghn_init.loading import DEFAULTS, EMBEDDED, KNOWN, list_cached
+    from ghn_init.loading import DEFAULTS, EMBEDDED, KNOWN, checkpoints_on_hub, list_cached
+    from ghn_init.loading.hub import REPOSITORY
     from ghn_init.methods.registry import METHODS
 
+    if options.place:
+        print("\n".join(checkpoints_on_hub(options.place)))
+        return
     cached = list_cached()
     if options.cached:
         for checkpoint in cached:
@@ -39,6 +45,8 @@ def _list(options: argparse.Namespace) -> None:
         remarks += ["cached"] if name in names else []
         print(f"  {name:<12}{', '.join(remarks)}".rstrip())
     print(f"  {EMBEDDED:<12}part of this package; default of ghn3 where there is no network")
+    print("  hf-hub:ORGANIZATION/NAME[/FILE][@REVISION], local-dir:FOLDER, or the path of a file")
+    print(f"  `ghn-init list hf-hub:{REPOSITORY}` shows what else the authors have published")
 
 
 def _add_convert(commands: Commands) -> None:
@@ -85,7 +93,14 @@ def _add_verify(commands: Commands) -> None:
 def _verify(options: argparse.Namespace) -> int:
     from ghn_init.loading import load_ghn
     from ghn_init.progress import Progress
-    from ghn_init.verify import Check, published_norms, read_table, verify, verify_example
+    from ghn_init.verify import (
+        Check,
+        published_name,
+        published_norms,
+        read_table,
+        verify,
+        verify_example,
+    )
 
     norms = read_table(options.table) if options.table else published_norms(options.checkpoint)
     models = options.models.split(",") if options.models else list(norms)
@@ -98,7 +113,7 @@ def _verify(options: argparse.Namespace) -> int:
             progress.step()
 
         checks = verify(ghn, norms, models, show)
-    if options.example or options.checkpoint.partition("@")[0] == "ghn3xlm16":
+    if options.example or published_name(options.checkpoint) == "ghn3xlm16":
         checks.append(verify_example(ghn, options.example))
         print(checks[-1])
     failed = sum(not check.ok for check in checks)

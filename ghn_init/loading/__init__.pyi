@@ -10,3 +10,4 @@ from .hub import DEFAULTS as DEFAULTS
 from .hub import KNOWN as KNOWN
 from .load import load_default as load_default
 from .load import load_ghn as load_ghn
+from .locate import checkpoints_on_hub as checkpoints_on_hub

@@ -24,6 +24,7 @@ from atexit import register
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ghn_init.errors import GHNInitError
 from ghn_init.files import is_no_space, replacing, sweep
@@ -214,9 +215,15 @@ def _read_note(path: Path) -> Note | None:
     """The note in a file; None where there is none, or none that makes sense."""
     try:
         fields = json.loads(path.read_bytes())
-        found = Found(**{**fields["found"], "path": Path(fields["found"]["path"])})
+        found = _found(fields["found"])
         note = Note(found, tuple(fields["stamp"]), fields["sha256"], fields["in_place"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     whole = isinstance(note.sha256, str) and len(note.sha256) == 64 and len(note.stamp) == 4
     return note if whole else None
+
+
+def _found(fields: dict[str, Any]) -> Found:
+    beside = fields.get("config_path")
+    paths = {"path": Path(fields["path"]), "config_path": Path(beside) if beside else None}
+    return Found(**{**fields, **paths})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,7 @@ from ghn_init.loading import cache
 from ghn_init.loading.conversion import convert_to_cache
 from ghn_init.loading.layouts import canonical, check_state, read_contents, read_weights
 from ghn_init.loading.locate import Found, check_checksum, locate, opened
-from ghn_init.loading.metadata import own_metadata
+from ghn_init.loading.metadata import defaults_beside, own_metadata
 from ghn_init.loading.readers.unchanging import (
     Stamp,
     Unchanging,
@@ -68,8 +69,9 @@ def open_checkpoint(
 
     Arguments:
         name_or_path: a name of `KNOWN`, fetched from the Hub unless it is in its cache, and
-            optionally pinned to a commit, branch or tag (`"ghn3tm8@<commit>"`); `"embedded"`; or
-            the path of a file in any layout (safetensors, joblib pickle, `torch.save`).
+            optionally pinned to a commit, branch or tag (`"ghn3tm8@<commit>"`); `"embedded"`;
+            `"hf-hub:organization/name[/path/file][@revision]"`; `"local-dir:folder"`; or the path
+            of a file in any layout (safetensors, joblib pickle, `torch.save`).
         sha256: demanded checksum of the original file, 64 hexadecimal digits. None: any.
 
     Raises:
@@ -79,6 +81,16 @@ def open_checkpoint(
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise GHNInitError(f"{sha256[:80]!r} is no sha256: give its 64 hexadecimal digits.")
     found = locate(name_or_path)
+    return _with_config(_opened(found, sha256), found)
+
+
+def _with_config(checkpoint: Checkpoint, found: Found) -> Checkpoint:
+    """With the defaults of the `config.json` beside it."""
+    defaults = defaults_beside(found.config_path, checkpoint.config, checkpoint.defaults)
+    return replace(checkpoint, defaults=defaults)
+
+
+def _opened(found: Found, sha256: str | None) -> Checkpoint:
     with opened(found) as original:
         marks = stamp(original)
         settle(marks)
@@ -203,8 +215,13 @@ def save_checkpoint(
 
 def list_cached() -> list[Checkpoint]:
     """The checkpoints that have been opened before and can be opened again without a download."""
-    noted = (_ready(note.found, note) for note in cache.notes())
-    return [checkpoint for checkpoint in noted if checkpoint is not None]
+    known = []
+    for note in cache.notes():
+        checkpoint = _ready(note.found, note)
+        if checkpoint is not None:
+            with contextlib.suppress(GHNInitError):  # config.json has become useless
+                known.append(_with_config(checkpoint, note.found))
+    return known
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from ghn_init.hypernetwork.config import Defaults
 from ghn_init.loading import cache
 from ghn_init.loading.layouts import Weights, canonical, read_weights
 from ghn_init.loading.locate import check_checksum, locate, opened
-from ghn_init.loading.metadata import own_metadata
+from ghn_init.loading.metadata import defaults_beside, own_metadata
 from ghn_init.loading.readers.unchanging import Unchanging, expect_unchanged, settle, stamp
 from ghn_init.loading.writing import copy
 
@@ -67,7 +67,8 @@ def convert(
         check_checksum(file.sha256, None, found)
         with atomic_path(destination) as temporary:
             weights = read_weights(file)
-            weights = replace(weights, defaults=replace(weights.defaults, **chosen))
+            defaults = defaults_beside(found.config_path, weights.config, weights.defaults)
+            weights = replace(weights, defaults=replace(defaults, **chosen))
             metadata = _metadata(weights, file.sha256)
             if found.revision is not None:
                 metadata |= {"ghn_init.source": found.source, "ghn_init.revision": found.revision}

@@ -1,145 +1,207 @@
-"""The published checkpoints: their names, and their download from the Hugging Face Hub."""
+"""The Hugging Face Hub: the published checkpoints by name, and the files of any repository."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ghn_init.errors import GHNInitError
+from ghn_init.loading.hub_errors import NotAvailable, explain, is_missing, is_timeout
+from ghn_init.loading.patience import cut_when_stalled, within
+from ghn_init.progress import notice
+from ghn_init.version import __version__
 
 REPOSITORY = "SamsungSAILMontreal/ghn3"
 KNOWN = {
     name: f"{name}.pt" for name in ("ghn3xlm16", "ghn3lm8", "ghn3sm8", "ghn3tm8", "ghn2")
 }  # name -> file in the repository
-EXAMPLE = "resnet50_ghn3xlm16_init"  # what the authors got for ResNet-50 with ghn3xlm16
+EXAMPLE = "resnet50_ghn3xlm16_init.pt"  # what the authors got for ResNet-50 with ghn3xlm16
 DEFAULTS = {"ghn3": "ghn3xlm16", "ghn2": "ghn2"}  # architecture -> name
 
+LIBRARY = {"library_name": "ghn_init", "library_version": __version__}
+"""Who asks, for the Hub's statistics."""
+
+_IMPATIENT = 4.0
+"""Seconds that the Hub is waited for where something else will do."""
+
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,127}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class NotAvailable(GHNInitError):
-    """A published checkpoint is neither in the cache nor can it be fetched.
-
-    Arguments:
-        message: for the user.
-        cause: what went wrong, as a part of a sentence.
-    """
-
-    def __init__(self, message: str, cause: str) -> None:
-        super().__init__(message)
-        self.cause = cause
-
-
-def check_reachable(name: str) -> None:
-    """Whether it is worth trying to download a checkpoint: it is cached, or the Hub answers.
-
-    `download` tries five times, for almost half a minute. That is right for a checkpoint that was
-    asked for by name, and too long for a default.
-
-    Raises:
-        NotAvailable: it is not cached, and the Hub does not answer.
-    """
-    try:
-        from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
-        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise _not_available(name, "huggingface_hub is not installed") from error
-    if isinstance(try_to_load_from_cache(REPOSITORY, KNOWN[name]), str):
-        return
-    try:
-        url = hf_hub_url(REPOSITORY, KNOWN[name])
-        get_session().head(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except Exception as error:
-        raise _not_available(name, _explain(error, KNOWN[name], None)) from error
-
-
-def download(name: str, revision: str | None) -> tuple[Path, str]:
-    """The file of that name in the Hub's cache, fetched if need be, and its commit.
+class HubRepository:
+    """A repository on the Hub, or what the cache has of it where the Hub does not answer.
 
     `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HOME` and the other settings of `huggingface_hub` apply.
 
+    Arguments:
+        name: `"organization/name"`.
+        revision: commit, branch or tag. None: the newest commit.
+        asked: what the user has asked for, for messages.
+
     Raises:
-        NotAvailable: the file is neither in the cache nor can it be fetched.
-        GHNInitError: `revision` is none.
+        GHNInitError: `name` or `revision` is none.
     """
-    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise GHNInitError(
-            f"{revision[:80]!r} is no revision. Give a commit, branch or tag of {REPOSITORY}, "
-            f"for example {name}@main."
-        )
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise _not_available(name, "huggingface_hub is not installed") from error
-    try:
-        path = Path(hf_hub_download(REPOSITORY, f"{name}.pt", revision=revision))
-    except Exception as error:  # its exceptions have no common class, and differ by version
-        raise _not_available(name, _explain(error, f"{name}.pt", revision)) from error
-    return path, path.parent.name  # .../snapshots/<commit>/<file>
 
+    def __init__(self, name: str, revision: str | None = None, asked: str = "") -> None:
+        self.name, self.revision, self._asked = name, revision, asked or name
+        self._silence: Exception | None = None  # what happened when the Hub did not answer
+        if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+            raise GHNInitError(
+                f"{revision[:80]!r} is no revision. Give a commit, branch or tag of {name}, for "
+                f"example {self._asked.partition('@')[0]}@main."
+            )
 
-def _not_available(name: str, cause: str) -> NotAvailable:
-    return NotAvailable(
-        f"checkpoint {name!r} is not in the cache and could not be downloaded: {cause}. Else "
-        f"download {name}.pt on any machine from huggingface.co/{REPOSITORY}, put it anywhere "
-        "and give its path instead of the name; or set HF_ENDPOINT to a mirror of the Hub; or "
-        "take the small checkpoint that is part of this package, ghn='embedded'.",
-        cause,
-    )
+    def download(self, file: str) -> tuple[Path, str]:
+        """A file in the Hub's cache, fetched if need be, and its commit.
 
+        A Hub that does not answer is waited for 10 seconds (`HF_HUB_ETAG_TIMEOUT`), or less where
+        the file is in the cache; a download that stalls, 20.
 
-def _explain(error: Exception, file: str, revision: str | None) -> str:
-    """What went wrong, in a sentence; `error` and its causes are told apart by class name.
+        Raises:
+            NotAvailable: the file is neither in the cache nor can it be fetched.
+        """
+        hub = self._import(file)
+        self._wait_for(file)
+        options: dict[str, Any] = {"revision": self.revision, **LIBRARY}
+        if self._silence is not None:
+            options["local_files_only"] = True
+        text = f"ghn_init: downloading {file} of {self.name} from {hub.constants.ENDPOINT}"
+        try:
+            with notice(text), cut_when_stalled():
+                path = Path(hub.hf_hub_download(self.name, file, **options))
+        except Exception as error:  # its exceptions have no common class, and differ by version
+            raise self._not_available(file, self._silence or error) from error
+        return path, path.parts[-1 - len(PurePosixPath(file).parts)]  # snapshots/<commit>/<file>
 
-    The names have stayed the same while the classes behind them moved between modules and from
-    one HTTP library to another.
-    """
-    names = {cls.__name__ for cause in _causes(error) for cls in type(cause).__mro__}
-    status = _status(error)
-    if "OfflineModeIsEnabled" in names:
-        return "HF_HUB_OFFLINE is set; unset it to allow the download"
-    if "RevisionNotFoundError" in names:
-        return f"{REPOSITORY} has no revision {revision!r}; leave it out for the newest"
-    if "RemoteEntryNotFoundError" in names or ("EntryNotFoundError" in names and status == 404):
-        return f"{REPOSITORY} has no file {file} (HTTP 404), at least not in this revision"
-    if status in (401, 403, 404):
-        return (
-            f"the Hub refuses access to {REPOSITORY} (HTTP {status}); if your mirror needs a "
-            "login, run `hf auth login` or set HF_TOKEN"
-        )
-    if status == 429:
-        return "the Hub has had too many requests from here (HTTP 429); wait some minutes"
-    if status is not None and status >= 500:
-        return f"the Hub has trouble (HTTP {status}); try again later"
-    if "ProxyError" in names:
-        return "the proxy refuses the connection; check HTTPS_PROXY and NO_PROXY"
-    if "FileMetadataError" in names:
-        return (
-            "the answer did not come from a Hub (perhaps a login page of the network); check "
-            "HF_ENDPOINT, or open a web page to log in"
-        )
-    if names & {"TimeoutException", "Timeout", "TimeoutError"}:
-        return "the Hub did not answer in time; try again, or set HF_HUB_DOWNLOAD_TIMEOUT higher"
-    if names & {"RemoteProtocolError", "ReadError", "ChunkedEncodingError"}:
-        return "the connection broke off in the middle; try again"
-    if names & {"ConnectError", "ConnectionError", "NetworkError"}:
-        return "the Hub cannot be reached; check the connection"
-    return f"{type(error).__name__}: {(str(error) or 'no details').splitlines()[0][:300]}"
+    def at(self, commit: str) -> HubRepository:
+        """The same repository, pinned."""
+        pinned = HubRepository(self.name, commit, self._asked)
+        pinned._silence = self._silence
+        return pinned
 
+    def download_if_there(self, file: str) -> Path | None:
+        """As `download`, but None for a file that the repository does not have.
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    for _ in range(10):
-        if error is None:
+        A Hub that does not answer, and a cache without the file, count as that.
+
+        Raises:
+            NotAvailable: it cannot be told.
+        """
+        found = self._cached(file)
+        if isinstance(found, str):
+            return Path(found)
+        if found is not None:  # the cache knows that it is not there
+            return None
+        try:
+            return self.download(file)[0]
+        except NotAvailable as error:
+            cause = error.__cause__
+            if self._silence is None and not (isinstance(cause, Exception) and is_missing(cause)):
+                raise
+            return None
+
+    def files(self) -> list[str]:
+        """Paths of all files; those in the cache where the Hub cannot be asked.
+
+        Raises:
+            NotAvailable: the Hub cannot be asked, and nothing is in the cache.
+        """
+        hub = self._import("")
+        cached = self._snapshot(hub)
+        seconds = _seconds(hub, bool(cached))
+        try:
+            info = self._ask(
+                lambda: hub.HfApi(**LIBRARY).model_info(
+                    self.name, revision=self.revision, timeout=seconds
+                ),
+                seconds,
+            )
+        except Exception as error:
+            if is_timeout(error):
+                self._silence = error
+            if not cached:
+                raise self._not_available("", error) from error
+            return cached
+        return [sibling.rfilename for sibling in info.siblings or ()]
+
+    def check_reachable(self, file: str) -> None:
+        """Whether it is worth trying to download a file: it is cached, or the Hub answers at once.
+
+        Raises:
+            NotAvailable: it is not cached, and the Hub does not answer.
+        """
+        hub = self._import(file)
+        if isinstance(self._cached(file), str):
             return
-        yield error
-        error = error.__cause__ or error.__context__
+        try:
+            self._head(hub, file, _seconds(hub, True))
+        except Exception as error:
+            raise self._not_available(file, error) from error
+
+    def _wait_for(self, file: str) -> None:
+        """Find out whether the Hub answers; other errors show when the file is fetched."""
+        hub = self._import(file)
+        cached = isinstance(self._cached(file), str)
+        pinned = self.revision is not None and _COMMIT.fullmatch(self.revision)
+        if self._silence is not None or (cached and pinned):
+            return
+        try:
+            self._head(hub, file, _seconds(hub, cached))
+        except Exception as error:
+            if is_timeout(error):
+                self._silence = error
+
+    def _head(self, hub: Any, file: str, seconds: float) -> None:
+        url = hub.hf_hub_url(self.name, file, revision=self.revision)
+        self._ask(lambda: hub.get_hf_file_metadata(url, timeout=seconds, **LIBRARY), seconds)
+
+    def _ask(self, call: Callable[[], Any], seconds: float) -> Any:
+        """What the Hub answers."""
+        endpoint = self._import("").constants.ENDPOINT
+        with notice(
+            f"ghn_init: waiting for {endpoint} to answer (checkpoint {self._asked}), "
+            f"{seconds:g} s at most"
+        ):
+            return within(seconds, call)
+
+    def _cached(self, file: str) -> object:
+        """The path of a file in the cache, None, or a mark that the repository has no such file."""
+        hub = self._import(file)
+        return hub.try_to_load_from_cache(self.name, file, revision=self.revision)
+
+    def _snapshot(self, hub: Any) -> list[str]:
+        """The files that the cache has of this revision."""
+        try:
+            folder = Path(
+                hub.snapshot_download(self.name, revision=self.revision, local_files_only=True)
+            )
+        except Exception:  # it has none; the class of this one has changed, too
+            return []
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+    def _import(self, file: str) -> Any:
+        try:
+            import huggingface_hub
+        except ImportError as error:
+            cause = "huggingface_hub is not installed"
+            raise self._not_available(file, error, cause) from error
+        return huggingface_hub
+
+    def _not_available(self, file: str, error: Exception, cause: str = "") -> NotAvailable:
+        cause = cause or explain(error, self.name, file, self.revision)
+        return NotAvailable(
+            f"checkpoint {self._asked!r} is not in the cache and could not be downloaded: {cause}. "
+            f"Else download {file or 'its file'} on any machine from huggingface.co/{self.name}, "
+            "put it anywhere and give its path instead of the name; or set HF_ENDPOINT to a mirror "
+            "of the Hub; or take the small checkpoint that is part of this package, "
+            "ghn='embedded'.",
+            cause,
+        )
 
 
-def _status(error: Exception) -> int | None:
-    """The HTTP status in an exception or its causes."""
-    for cause in _causes(error):
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
+def _seconds(hub: Any, impatient: bool) -> float:
+    """How long the Hub is waited for."""
+    usual = float(hub.constants.HF_HUB_ETAG_TIMEOUT)
+    return min(usual, _IMPATIENT) if impatient else usual

@@ -12,7 +12,8 @@ from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.ghn import GHN, without_weights
 from ghn_init.loading.checkpoint import open_checkpoint, read_tensors
 from ghn_init.loading.embedded import EMBEDDED, EMBEDDED_ARCH
-from ghn_init.loading.hub import DEFAULTS, NotAvailable, check_reachable
+from ghn_init.loading.hub import DEFAULTS, KNOWN, REPOSITORY, HubRepository
+from ghn_init.loading.hub_errors import NotAvailable
 
 
 def load_ghn(
@@ -30,8 +31,10 @@ def load_ghn(
     Arguments:
         name_or_path: `"ghn3xlm16"`, `"ghn3lm8"`, `"ghn3sm8"`, `"ghn3tm8"` or `"ghn2"`, fetched
             from the Hugging Face Hub unless cached, and pinned with `"ghn3tm8@<commit>"`;
-            `"embedded"`, the small one that is part of this package; or a local file in a
-            published layout (joblib or torch) or in our own safetensors.
+            `"embedded"`, the small one that is part of this package;
+            `"hf-hub:organization/name[@revision]"` or `"hf-hub:organization/name/path/file"`, from
+            anyone's repository on the Hub; `"local-dir:folder"`, as `save` writes one; or a local
+            file in a published layout (joblib or torch) or in our own safetensors.
         device: where the hypernetwork computes.
         sha256: the checksum that the file must have. Default: any.
         dtype: `torch.float32` (default), or `torch.bfloat16` for half the memory: predictions are
@@ -73,12 +76,12 @@ def load_default(arch: str, device: str | torch.device = "cpu") -> tuple[GHN, st
         GHNInitError: as `load_ghn`, but not for want of a network, unless `arch` is `"ghn2"`.
     """
     name = DEFAULTS[arch]
+    if arch != EMBEDDED_ARCH:
+        return load_ghn(name, device), ""
     try:
-        check_reachable(name)
+        HubRepository(REPOSITORY, asked=name).check_reachable(KNOWN[name])
         return load_ghn(name, device), ""
     except NotAvailable as error:
-        if arch != EMBEDDED_ARCH:
-            raise
         warning = (
             f"the default checkpoint {name} is not available ({error.cause}): using the small "
             "embedded one, trained on CIFAR-10, instead. ghn='embedded' chooses it without this "

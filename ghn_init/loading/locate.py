@@ -6,16 +6,27 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from ghn_init.errors import GHNInitError
 from ghn_init.loading.embedded import EMBEDDED, embedded_path
-from ghn_init.loading.hub import KNOWN, REPOSITORY, download
+from ghn_init.loading.hub import KNOWN, REPOSITORY, HubRepository
+
+HUB_PLACES = ("hf-hub:", "hf_hub:")
+FOLDER = "local-dir:"
+"""What begins the name of a place, as in timm."""
+
+WEIGHTS_FILE = "model.safetensors"
+"""The weights in a folder of ours."""
+
+CONFIG_FILE = "config.json"
+"""What stands beside the weights in a folder."""
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".pkl", ".joblib", ".bin", ".ckpt")
+_PART = re.compile(r"(?!\.\.?$)[\w.-]{1,96}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -27,12 +38,14 @@ class Found:
         path: its real path.
         source: where it comes from, as in `Origin`.
         revision: commit of the Hub repository; None for a local file.
+        config_path: the `config.json` beside it, where the folder or repository was asked for.
     """
 
     name: str
     path: Path
     source: str
     revision: str | None
+    config_path: Path | None = None
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Found:
@@ -47,18 +60,114 @@ def locate(name_or_path: str | os.PathLike[str]) -> Found:
     asked = os.fsdecode(name_or_path)
     if name_or_path == EMBEDDED:
         return Found(EMBEDDED, _regular(str(embedded_path())), EMBEDDED, None)
-    name, at, revision = asked.partition("@")
-    if isinstance(name_or_path, str) and name in KNOWN:
-        path, commit = download(name, revision if at else None)
-        source = f"hub:{REPOSITORY}/{KNOWN[name]}"
-        return Found(asked, Path(os.path.realpath(path)), source, commit)
+    if isinstance(name_or_path, str):
+        if asked.startswith(HUB_PLACES):
+            return _on_hub(asked)
+        if asked.startswith(FOLDER):
+            return _in_folder(asked)
+        name, at, revision = asked.partition("@")
+        if name in KNOWN:
+            repository = HubRepository(REPOSITORY, revision if at else None, asked)
+            return _downloaded(repository, KNOWN[name], asked)
     is_path = not isinstance(name_or_path, str) or _looks_like_path(asked)
     if not is_path and not os.path.lexists(asked):
         raise GHNInitError(
             f"unknown checkpoint {asked[:200]!r}. Known are {EMBEDDED} and, each optionally with "
-            f"@<commit>, {', '.join(KNOWN)}; or give the path of a file."
+            f"@<commit>, {', '.join(KNOWN)}; or give hf-hub:ORGANIZATION/NAME, local-dir:FOLDER "
+            "or the path of a file."
         )
     return Found(asked, _regular(asked), os.path.abspath(asked), None)
+
+
+def _parse_hub_place(place: str) -> tuple[HubRepository, str]:
+    """`hf-hub:organization/name[/path/file][@revision]` -> the repository, and the file or "".
+
+    Raises:
+        GHNInitError: it is no such text.
+    """
+    path, at, revision = place.partition(":")[2].partition("@")
+    parts = path.split("/")
+    if len(parts) < 2 or not all(_PART.fullmatch(part) for part in parts):
+        raise GHNInitError(
+            f"{place[:200]!r} is no place on the Hub. Give hf-hub:ORGANIZATION/NAME, with /FILE "
+            "for one file of several, and with @REVISION for a commit, branch or tag."
+        )
+    repository = HubRepository("/".join(parts[:2]), revision if at else None, place)
+    return repository, "/".join(parts[2:])
+
+
+def _on_hub(place: str) -> Found:
+    repository, file = _parse_hub_place(place)
+    file = file or _weights_among(repository.files(), place, f"hf-hub:{repository.name}/")
+    return _downloaded(repository, file, place, with_config=True)
+
+
+def _downloaded(
+    repository: HubRepository, file: str, asked: str, with_config: bool = False
+) -> Found:
+    path, commit = repository.download(file)
+    beside = None
+    if with_config:
+        config_file = str(PurePosixPath(file).with_name(CONFIG_FILE))
+        beside = repository.at(commit).download_if_there(config_file)
+    source = f"hub:{repository.name}/{file}"
+    return Found(asked, Path(os.path.realpath(path)), source, commit, beside)
+
+
+def _in_folder(place: str) -> Found:
+    folder = Path(place.removeprefix(FOLDER))
+    try:
+        files = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    except OSError as error:
+        hint = " Leave local-dir: out for a file." if folder.is_file() else ""
+        raise GHNInitError(f"cannot read the folder {folder}: {error.strerror}.{hint}") from error
+    path = folder / _weights_among(files, place, f"{folder}{os.sep}")
+    beside = _regular(str(folder / CONFIG_FILE)) if CONFIG_FILE in files else None
+    return Found(place, _regular(str(path)), os.path.abspath(path), None, beside)
+
+
+def checkpoints_on_hub(place: str) -> list[str]:
+    """The files in a repository that may be checkpoints, by their names.
+
+    Arguments:
+        place: `"hf-hub:organization/name[/folder][@revision]"`.
+
+    Returns: a place for each, as `load_ghn` takes it.
+
+    Raises:
+        GHNInitError: `place` is none, or the Hub cannot be asked.
+    """
+    if not place.startswith(HUB_PLACES):
+        raise GHNInitError(
+            f"{place[:200]!r} is no place on the Hub: give hf-hub:ORGANIZATION/NAME."
+        )
+    repository, folder = _parse_hub_place(place)
+    files = [file for file in repository.files() if file.startswith(folder and f"{folder}/")]
+    at = f"@{repository.revision}" if repository.revision else ""
+    return [f"hf-hub:{repository.name}/{file}{at}" for file in _checkpoints_among(files)]
+
+
+def _checkpoints_among(files: Iterable[str]) -> list[str]:
+    return sorted(file for file in files if file.lower().endswith(_SUFFIXES))
+
+
+def _weights_among(files: Iterable[str], place: str, prefix: str) -> str:
+    """The weights in a folder: `model.safetensors`, or the only safetensors file, or checkpoint.
+
+    Raises:
+        GHNInitError: there is none, or it is not clear which.
+    """
+    found = _checkpoints_among(files)
+    top = [file for file in found if "/" not in file]
+    safe = [file for file in top if file.endswith(".safetensors")]
+    if WEIGHTS_FILE in safe:
+        return WEIGHTS_FILE
+    if len(chosen := safe or top) == 1:
+        return chosen[0]
+    if not found:
+        raise GHNInitError(f"{place} holds no checkpoint: no file that ends as one does.")
+    names = ", ".join(prefix + file for file in found)
+    raise GHNInitError(f"{place} holds several checkpoints. Give one of them: {names}.")
 
 
 def _looks_like_path(text: str) -> bool:
@@ -79,7 +188,9 @@ def _regular(path: str) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise GHNInitError(f"cannot read {path!r}: {reason}.") from error
     if stat.S_ISDIR(kind):
-        raise GHNInitError(f"{path} is a directory. Give the checkpoint file in it.")
+        raise GHNInitError(
+            f"{path} is a directory. Give the checkpoint file in it, or local-dir:{path}."
+        )
     if not stat.S_ISREG(kind):
         raise GHNInitError(f"{path} is a device or pipe, not a checkpoint file.")
     return Path(os.path.realpath(path))

@@ -5,19 +5,83 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.config import Defaults, GHNConfig
+from ghn_init.version import __version__
 
-# Keys in the metadata of our own safetensors files. Both values are JSON.
+# Keys in the metadata of our own safetensors files. Values are JSON.
 CONFIG_KEY = "ghn_init.config"
 DEFAULTS_KEY = "ghn_init.defaults"
+TRAINING_KEY = "ghn_init.training"  # the configuration of the run that made it
+STEP_KEY = "ghn_init.step"  # of that run
+
+LIBRARY_NAME = "ghn_init"
+"""Of which `config.json` beside the weights says that it is ours; others are not looked into."""
+
+_MOST = 1 << 20
+"""Bytes of a `config.json`."""
 
 
 def own_metadata(config: GHNConfig, defaults: Defaults) -> dict[str, str]:
     """What the metadata of our own files say of a hypernetwork."""
-    kept = {"norms": sorted(defaults.norms), "orth_start": defaults.orth_start}
-    return {CONFIG_KEY: _config_text(config), DEFAULTS_KEY: json.dumps(kept)}
+    return {CONFIG_KEY: _config_text(config), DEFAULTS_KEY: json.dumps(_plain(defaults))}
+
+
+def folder_config(config: GHNConfig, defaults: Defaults) -> dict[str, Any]:
+    """What `config.json` beside the weights says of a hypernetwork."""
+    return {
+        "library_name": LIBRARY_NAME,
+        "library_version": __version__,
+        "config": asdict(config),
+        "defaults": _plain(defaults),
+    }
+
+
+def defaults_beside(path: Path | None, config: GHNConfig, otherwise: Defaults) -> Defaults:
+    """The defaults that a `config.json` has, which come before those in the weights' own file.
+
+    Arguments:
+        path: of `config.json`. None: there is none.
+        config: of the weights.
+        otherwise: defaults of the weights' file, where `path` says none.
+
+    Raises:
+        GHNInitError: it is damaged, or its configuration is another.
+    """
+    content = {} if path is None else read_folder_config(path)
+    if content.get("library_name") != LIBRARY_NAME:
+        return otherwise
+    try:
+        check_config({CONFIG_KEY: json.dumps(content.get("config", {}))}, config)
+        if "defaults" not in content:
+            return otherwise
+        return read_defaults({DEFAULTS_KEY: json.dumps(content["defaults"])})
+    except GHNInitError as error:
+        raise GHNInitError(f"{path} beside the weights is of no use: {error}.") from error
+
+
+def read_folder_config(path: Path) -> dict[str, Any]:
+    """The content of a `config.json`.
+
+    Raises:
+        GHNInitError: it cannot be read, or is no JSON object.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MOST + 1)
+        content = json.loads(text) if len(text) <= _MOST else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise GHNInitError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise GHNInitError(f"{path} is no JSON object of at most {_MOST:,} bytes.")
+    return content
+
+
+def _plain(defaults: Defaults) -> dict[str, Any]:
+    return {"norms": sorted(defaults.norms), "orth_start": defaults.orth_start}
 
 
 def _config_text(config: GHNConfig) -> str:
