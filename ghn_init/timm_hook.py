@@ -15,19 +15,17 @@ Where no size is to be guessed, `example_inputs=` (as in `trace`) is one more ar
 from __future__ import annotations
 
 import functools
-import inspect
-import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghn_init.errors import GHNInitError
 
-_logger = logging.getLogger("ghn_init")
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 _FACTORY = "timm.models._factory"
 
@@ -97,6 +95,8 @@ def _in_front_of(original: Callable[..., Any]) -> Callable[..., Any]:
     def model_entrypoint(*args: Any, **kwargs: Any) -> Callable[..., Any]:
         return _with_ghn(original(*args, **kwargs))
 
+    import inspect  # here, as the import takes long for `ghn-init --help`
+
     code = getattr(inspect.unwrap(original), "__code__", None)
     if code is not None:
         model_entrypoint.__code__ = model_entrypoint.__code__.replace(
@@ -120,13 +120,15 @@ def _with_ghn(build: Callable[..., Any]) -> Callable[..., Any]:
         example_inputs = kwargs.pop("example_inputs", None)
         # The model of the default tag, with its metadata, but without its weights.
         model = build(*args, **{**kwargs, "pretrained": False, "pretrained_cfg": None})
+        import logging
+
         from ghn_init.api import apply
 
         method, checkpoint = request
         _, report = apply(
             model, method, ghn=checkpoint, example_inputs=example_inputs, return_report=True
         )
-        _logger.info("%s", report)
+        logging.getLogger("ghn_init").info("%s", report)
         return model
 
     return entrypoint
@@ -153,7 +155,7 @@ def _request(pretrained_cfg: object) -> tuple[str, str | None] | None:
     return method, checkpoint or None
 
 
-class _Waiter(MetaPathFinder):
+class _Waiter:
     """Attaches the hook to timm's factory right after it is imported."""
 
     def find_spec(
@@ -165,11 +167,11 @@ class _Waiter(MetaPathFinder):
         found = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _AttachingLoader(spec.loader)
+            spec.loader = _AttachingLoader(spec.loader)  # type: ignore[assignment]
         return spec
 
 
-class _AttachingLoader(Loader):
+class _AttachingLoader:
     """A module's own loader, and then the hook; it leaves the module with its own loader."""
 
     def __init__(self, loader: Loader) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +171,8 @@ def _data(options: argparse.Namespace, choose: bool, device: Any) -> Split:
 
 def _length(options: argparse.Namespace, how: FineTuning, images: int) -> FineTuning:
     """The budget for a number of images, on which the length of an epoch depends."""
+    from dataclasses import replace
+
     from ghn_init.images.batches import steps_per_epoch
 
     if options.steps is not None:

@@ -1,6 +1,6 @@
-"""torch.fx graph of ATen operators -> graph of the fifteen primitives.
+"""Recording of ATen operators -> graph of the fifteen primitives.
 
-One pass in execution order. Every fx node gets a `Value`: which graph nodes its data comes from,
+One pass in execution order. Every call gets a `Value`: which graph nodes its data comes from,
 or, for a tensor that does not depend on the input, which parameters it is made of. Operators that
 are a primitive add a node; all others hand on the sources of their operands, so that edges pass
 through whatever has no primitive.
@@ -8,9 +8,7 @@ through whatever has no primitive.
 
 from __future__ import annotations
 
-import operator
-
-from torch import fx, nn
+from torch import nn
 
 from ghn_init.graph.elementwise import ELEMENTWISE
 from ghn_init.graph.graph import Graph
@@ -19,8 +17,9 @@ from ghn_init.graph.inputs import Inputs
 from ghn_init.graph.isolation import without_gc
 from ghn_init.graph.layers import LAYERS, fused_attention
 from ghn_init.graph.passes import Pass, record
-from ghn_init.graph.reading import Reading, live_nodes
-from ghn_init.graph.squeeze_excitation import find_squeeze_excitation, op_name
+from ghn_init.graph.reading import Reading
+from ghn_init.graph.recording import ITEM, Call, Recording
+from ghn_init.graph.squeeze_excitation import find_squeeze_excitation
 from ghn_init.graph.surroundings import Surroundings
 from ghn_init.graph.values import NOTHING, Value
 
@@ -46,21 +45,16 @@ def trace_graph(
         GHNInitError: if the model does not run on the inputs.
     """
     with without_gc():
-        recorded = record(model, inputs, how, surroundings)
-        try:
-            return build_graph(model, recorded)
-        finally:
-            for node in recorded.nodes:  # they refer to each other, and would stay for a while
-                node.meta.clear()
+        return build_graph(model, record(model, inputs, how, surroundings))
 
 
-def build_graph(model: nn.Module, recorded: fx.Graph) -> Graph:
+def build_graph(model: nn.Module, recorded: Recording) -> Graph:
     """The graph of primitives of a model's recorded operators."""
-    live = live_nodes(recorded)
+    live = recorded.live()
     read = Reading(model, *find_squeeze_excitation(live))
-    for node in live:
-        read.values[node] = _value(read, node)
-    heads = last_layers(read, recorded.output_node(), getattr(model, "num_classes", None))
+    for call in live:
+        read.values[call] = _value(read, call)
+    heads = last_layers(read, recorded.outputs, getattr(model, "num_classes", None))
     _pool_before_classifier(read)
     edges = sorted((i, j) for j, before in enumerate(read.predecessors) for i in before)
     return Graph(
@@ -75,19 +69,17 @@ def build_graph(model: nn.Module, recorded: fx.Graph) -> Graph:
     )
 
 
-def _value(read: Reading, node: fx.Node) -> Value:
-    if node.op == "placeholder":
-        if node.meta.get("input"):
+def _value(read: Reading, call: Call) -> Value:
+    if not call.name:
+        if call.is_input:
             return Value(sources=(0,))
-        param = node.meta.get("param")
-        return Value(params=(param,)) if param else NOTHING
-    if node.target is operator.getitem:
-        return read.values[node.args[0]]  # type: ignore[index]
-    name = op_name(node)
-    if name.startswith("aten::_scaled_dot_product"):
-        return fused_attention(read, node)
-    reader = _READERS.get(name)
-    return reader(read, node) if reader else read.pass_through(node)
+        return Value(params=(call.param,)) if call.param else NOTHING
+    if call.name == ITEM:
+        return read.values[call.args[0]]
+    if call.name.startswith("aten::_scaled_dot_product"):
+        return fused_attention(read, call)
+    reader = _READERS.get(call.name)
+    return reader(read, call) if reader else read.pass_through(call)
 
 
 def _pool_before_classifier(read: Reading) -> None:

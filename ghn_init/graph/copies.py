@@ -73,13 +73,15 @@ class Copies:
         known = self._known.get(id(value))
         if known is not None:
             return known
-        if isinstance(value, nn.Module):
-            return self._module(value)
-        if isinstance(value, Tensor):
-            return self._tensor(value)
-        if isinstance(value, _SHARED):
-            return value
-        copier = _COPIERS.get(kind, Copies._object)
+        copier = _COPIERS.get(kind)
+        if copier is None:
+            if isinstance(value, nn.Module):
+                return self._module(value)
+            if isinstance(value, Tensor):
+                return self._tensor(value)
+            if isinstance(value, _SHARED):
+                return value
+            copier = Copies._object
         try:
             return copier(self, value)
         except NotCopyable:
@@ -149,6 +151,8 @@ class Copies:
         return copied
 
     def _tuple(self, value: Any) -> Any:
+        if _SHARED_KINDS.issuperset(map(type, value)):
+            return value
         items = [self(item) for item in value]
         same = all(map(operator.is_, items, value))
         return self._remember(value, value if same else type(value)(items))

@@ -6,27 +6,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
-
 from ghn_init.graph.graph import Node
 from ghn_init.graph.reading import Reading
-from ghn_init.graph.squeeze_excitation import is_global_pool, op_name
+from ghn_init.graph.recording import Call
+from ghn_init.graph.squeeze_excitation import is_global_pool
 from ghn_init.graph.values import NOTHING, Value, union
 
 
-def _add(read: Reading, node: fx.Node) -> Value:
-    operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
+def _add(read: Reading, call: Call) -> Value:
+    operands = [a for a in call.args[:2] if isinstance(a, Call)]
     data = [n for n in operands if read.values[n].is_data]
     if len(data) == 2:
         first, second = (read.values[n] for n in data)
-        return read.join(Node("sum"), [first, _times(second, node.kwargs.get("alpha", 1))])
+        return read.join(Node("sum"), [first, _times(second, call.kwargs.get("alpha", 1))])
     shifts = [n for n in operands if read.values[n].params and n not in data]
     if len(data) == 1 and shifts:
         return _add_parameter(read, read.values[data[0]], shifts[0])
-    return read.pass_through(node)
+    return read.pass_through(call)
 
 
-def _add_parameter(read: Reading, x: Value, shift: fx.Node) -> Value:
+def _add_parameter(read: Reading, x: Value, shift: Call) -> Value:
     """A parameter added to activations: a bias, a norm's bias, a positional embedding."""
     value = read.values[shift]
     param = read.chosen(value, shift)
@@ -55,20 +54,20 @@ def _is_positional(shape: tuple[int, ...]) -> bool:
     return len(shape) in (3, 4) and shape[0] == 1 and min(shape[1:]) > 1
 
 
-def _multiply(read: Reading, node: fx.Node) -> Value:
-    operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
+def _multiply(read: Reading, call: Call) -> Value:
+    operands = [a for a in call.args[:2] if isinstance(a, Call)]
     values = [read.values[n] for n in operands]
     data = [v for v in values if v.is_data]
-    if node in read.gates:
+    if call in read.gates:
         return read.join(Node("cse"), data)
     if len(data) == 2 and any(v.statistic for v in data):
         return replace(NOTHING, sources=union(data), normalized=True).through(normalized=True)
     if len(data) == 1 and len(operands) == 2:
         factor = operands[0] if values[1].is_data else operands[1]
-        return _multiply_parameter(read, node, data[0], factor)
-    out = read.pass_through(node)
-    if len(operands) == 1 and data and isinstance(number := node.args[1], (int, float)) and number:
-        return _times(out, 1 / number if op_name(node) == "aten::div" else number)
+        return _multiply_parameter(read, call, data[0], factor)
+    out = read.pass_through(call)
+    if len(operands) == 1 and data and isinstance(number := call.args[1], (int, float)) and number:
+        return _times(out, 1 / number if call.name == "aten::div" else number)
     return out
 
 
@@ -78,46 +77,46 @@ def _times(x: Value, *factors: Any) -> Value:
     return x.through(factors=x.passage.factors + new) if x.is_data and new else x
 
 
-def _multiply_parameter(read: Reading, node: fx.Node, x: Value, factor: fx.Node) -> Value:
+def _multiply_parameter(read: Reading, call: Call, x: Value, factor: Call) -> Value:
     value = read.values[factor]
     param = read.chosen(value, factor)
     if param and x.normalized and len(read.shapes[param]) == 1 and read.shapes[param][0] > 1:
         out = read.add_parameter("ln", param, value, x)
         return replace(out, open_norm=out.sources[0])
     read.leave(value, "multiplied with activations (layer scale, gain): no primitive")
-    return _times(read.pass_through(node), *(value.unaltered if value.is_whole else ()))
+    return _times(read.pass_through(call), *(value.unaltered if value.is_whole else ()))
 
 
-def _concatenate(read: Reading, node: fx.Node) -> Value:
-    operands = read.operands(node)
+def _concatenate(read: Reading, call: Call) -> Value:
+    operands = read.operands(call)
     data = [v for v in operands if v.is_data]
     if not data:
-        return read.pass_through(node)
+        return read.pass_through(call)
     for value in operands:
         read.leave(value, "concatenated with activations (class token): no primitive")
     return read.join(Node("concat"), data)
 
 
-def _mean(read: Reading, node: fx.Node) -> Value:
-    x = read.get(node.args[0])
-    if x.is_data and is_global_pool(node) and node not in read.squeezes:
+def _mean(read: Reading, call: Call) -> Value:
+    x = read.get(call.args[0])
+    if x.is_data and is_global_pool(call) and call not in read.squeezes:
         return read.add_node(Node("glob_avg"), [x])
-    return read.pass_through(node)
+    return read.pass_through(call)
 
 
-def _pool(read: Reading, node: fx.Node) -> Value:
-    x = read.get(node.args[0])
-    if not x.is_data or node in read.squeezes:
-        return read.pass_through(node)
-    if is_global_pool(node):
+def _pool(read: Reading, call: Call) -> Value:
+    x = read.get(call.args[0])
+    if not x.is_data or call in read.squeezes:
+        return read.pass_through(call)
+    if is_global_pool(call):
         return read.add_node(Node("glob_avg"), [x])
-    window: Any = node.args[1]
+    window: Any = call.args[1]
     sizes = [int(k) for k in window]
-    op = "max_pool" if "max" in op_name(node) else "avg_pool"
+    op = "max_pool" if "max" in call.name else "avg_pool"
     return read.add_node(Node(op, shape=(1, 1, sizes[0], sizes[-1])), [x])
 
 
-ELEMENTWISE: dict[str, Callable[[Reading, fx.Node], Value]] = {
+ELEMENTWISE: dict[str, Callable[[Reading, Call], Value]] = {
     "aten::add": _add,
     "aten::add_": _add,
     "aten::mul": _multiply,

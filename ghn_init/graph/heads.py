@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor, fx
-
 from ghn_init.graph.graph import NORMS, WEIGHTS
 from ghn_init.graph.reading import Reading
-from ghn_init.graph.squeeze_excitation import is_global_pool, op_name
+from ghn_init.graph.recording import Call
+from ghn_init.graph.squeeze_excitation import is_global_pool
 from ghn_init.graph.values import INNER_ACTIVATIONS, RELU
 
 _NARROWS = 8
@@ -45,18 +44,18 @@ class _Behind:
 
 
 def last_layers(
-    read: Reading, output: fx.Node, num_classes: object
+    read: Reading, outputs: Sequence[Call], num_classes: object
 ) -> tuple[tuple[str, str | None], ...]:
     """Names of the last layers' weights and biases (None without one), in the graph's order.
 
     Arguments:
         read: all recorded operators, read.
-        output: the recorded outputs.
+        outputs: the recorded outputs.
         num_classes: what the model says. 0 makes features of a map, or of what ReLU follows; no
             other number counts, as it is often one that a layer had before it was replaced.
     """
     search = _Search(read, num_classes == 0 and num_classes is not False)
-    found = {param for root in output.all_input_nodes for param in search.from_output(root)}
+    found = {param for root in outputs for param in search.from_output(root)}
     biases = {
         read.nodes[before[0]].param: node.param
         for node, before in zip(read.nodes, read.predecessors, strict=True)
@@ -74,21 +73,21 @@ class _Search:
             self.ancestors.append(0)
             for i in before:
                 self.ancestors[-1] |= self.ancestors[i] | 1 << i
-        self.seen: set[tuple[fx.Node, _Behind]] = set()
+        self.seen: set[tuple[Call, _Behind]] = set()
 
-    def from_output(self, root: fx.Node) -> Iterator[str]:
-        stack = [(root, _Behind(is_map=len(_shape(root)) > 2))]
+    def from_output(self, root: Call) -> Iterator[str]:
+        stack = [(root, _Behind(is_map=len(root.shape) > 2))]
         while stack:
-            node, behind = stack.pop()
-            if (node, behind) in self.seen or not self.read.values[node].is_data:
+            call, behind = stack.pop()
+            if (call, behind) in self.seen or not self.read.values[call].is_data:
                 continue
-            self.seen.add((node, behind))
-            if node in self.read.layers:
-                param = self.read.layers[node]
+            self.seen.add((call, behind))
+            if call in self.read.layers:
+                param = self.read.layers[call]
                 if param is not None and self._is_last(param, behind):
                     yield param
-            elif (before := self._step(node, behind)) is not None:
-                stack += [(operand, before) for operand in node.all_input_nodes]
+            elif (before := self._step(call, behind)) is not None:
+                stack += [(operand, before) for operand in call.inputs]
 
     def _is_last(self, param: str, behind: _Behind) -> bool:
         out, in_, *kernel = self.read.shapes[param]
@@ -100,30 +99,30 @@ class _Search:
             return out not in behind.summed
         return not (behind.is_map and self.says_features)
 
-    def _step(self, node: fx.Node, behind: _Behind) -> _Behind | None:
+    def _step(self, call: Call, behind: _Behind) -> _Behind | None:
         """What stands behind an operator's operands; None to stop."""
-        name, primitive = op_name(node), self._primitive(node)
+        name, primitive = call.name, self._primitive(call)
         if name in INNER_ACTIVATIONS or primitive in _STOPS:
             return None
         if name in RELU:
             return replace(behind, relu=True)
-        if is_global_pool(node):
+        if is_global_pool(call):
             return replace(behind, pooled=True)
         if primitive == "concat":
             return replace(behind, pooled=False)
-        if name in _SUMS and self._is_residual(node.all_input_nodes):
-            return replace(behind, summed=_shape(node))
+        if name in _SUMS and self._is_residual(call.inputs):
+            return replace(behind, summed=call.shape)
         return behind
 
-    def _primitive(self, node: fx.Node) -> str | None:
+    def _primitive(self, call: Call) -> str | None:
         """The primitive that an operator is a node for."""
-        sources = self.read.values[node].sources
-        before = {s for n in node.all_input_nodes for s in self.read.values[n].sources}
+        sources = self.read.values[call].sources
+        before = {s for operand in call.inputs for s in self.read.values[operand].sources}
         return self.read.nodes[sources[0]].op if not before.issuperset(sources) else None
 
-    def _is_residual(self, operands: Sequence[fx.Node]) -> bool:
+    def _is_residual(self, operands: Sequence[Call]) -> bool:
         """Whether one operand is computed from the other, and that from a weight."""
-        sources = [self.read.values[n].sources for n in operands]
+        sources = [self.read.values[call].sources for call in operands]
         if len(sources) < 2:
             return False
         for stream, branch in (sources[:2], sources[1::-1]):
@@ -133,8 +132,3 @@ class _Search:
             if stream and stream != (0,) and all(above >> i & 1 for i in stream):
                 return True
         return False
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else ()

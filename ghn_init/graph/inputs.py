@@ -141,8 +141,8 @@ def _stated_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
     stated = [getattr(model, "image_size", None), getattr(model, "img_size", None)]
     stated += [getattr(patches, "img_size", None), (_timm_shape(model) or ())[1:]]
     modules = list(model.modules())
-    stated += [getattr(getattr(m, "config", None), "image_size", None) for m in modules]
-    stated += [getattr(m, name, None) for m in modules for name in ("image_size", "img_size")]
+    stated += [getattr(_attribute(m, "config"), "image_size", None) for m in modules]
+    stated += [_attribute(m, name) for m in modules for name in ("image_size", "img_size")]
     for size in stated:
         sides: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size, size]
         if isinstance(size, Mapping):
@@ -151,6 +151,12 @@ def _stated_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
             sides = [getattr(size, name, None) for name in ("height", "width")]
         if len(sides) == 2 and all(type(side) is int and side > 0 for side in sides):
             yield sides[0], sides[1]
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    """An attribute of a module, or None: where there is none, `getattr` takes long to say so."""
+    has = name in vars(module) or hasattr(type(module), name)
+    return getattr(module, name, None) if has else None
 
 
 def _usual_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -7,32 +7,31 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
-
 from ghn_init.graph.graph import Node
 from ghn_init.graph.reading import Reading
+from ghn_init.graph.recording import Call
 from ghn_init.graph.values import NOTHING, Value, union
 
 _NOT_A_LAYER = "multiplied with activations, but not as the weight (out, in) of a linear layer"
 _BIAS_WITHOUT_WEIGHT = "bias of a layer that no primitive fits"
 
 
-def _weight(read: Reading, node: fx.Node, op: str, x: Value, weight: fx.Node, bias: Any) -> Value:
+def _weight(read: Reading, call: Call, op: str, x: Value, weight: Call, bias: Any) -> Value:
     """A weight's node and, behind it, its bias's."""
     value = read.values[weight]
     param = read.chosen(value, weight)
     if param is None or not 2 <= len(read.shapes[param]) <= 4:
         read.leave(value, read.why_not(value, "weight"))
-        read.layers[node] = None
+        read.layers[call] = None
         out = replace(NOTHING, sources=union([x, value]))
     else:
-        read.layers[node] = param
+        read.layers[call] = param
         out = read.add_parameter(op, param, value, x)
         out = replace(out, open_weight=out.sources[0])
-    return _bias(read, out, bias) if isinstance(bias, fx.Node) else out
+    return _bias(read, out, bias) if isinstance(bias, Call) else out
 
 
-def _bias(read: Reading, x: Value, bias: fx.Node) -> Value:
+def _bias(read: Reading, x: Value, bias: Call) -> Value:
     value = read.values[bias]
     if value.is_data:
         return read.join(Node("sum"), [x, value])
@@ -43,63 +42,63 @@ def _bias(read: Reading, x: Value, bias: fx.Node) -> Value:
     return read.add_parameter("bias", param, value, x)
 
 
-def convolution(read: Reading, node: fx.Node) -> Value:
+def convolution(read: Reading, call: Call) -> Value:
     """A convolution of activations with a parameter."""
-    arguments: tuple[Any, ...] = node.args
+    arguments: tuple[Any, ...] = call.args
     x, weight, bias, _, _, dilation, transposed, _, groups = arguments[:9]
     value = read.values[weight]
     if not read.get(x).is_data or value.is_data:
-        return read.pass_through(node)
-    if transposed or weight.meta["val"].dim() > 4:
+        return read.pass_through(call)
+    if transposed or len(weight.shape) > 4:
         kind = "transposed" if transposed else "3-d"
         for operand in (value, read.get(bias)):
             read.leave(operand, f"{kind} convolution: not in the vocabulary")
-        read.note_layer(node, value)
+        read.note_layer(call, value)
         return Value(sources=read.get(x).sources)
     op = "conv"
     if groups > 1:
         op = "dil_conv" if all(d > 1 for d in dilation) else "sep_conv"
-    return _weight(read, node, op, read.get(x), weight, bias)
+    return _weight(read, call, op, read.get(x), weight, bias)
 
 
-def linear(read: Reading, node: fx.Node) -> Value:
+def linear(read: Reading, call: Call) -> Value:
     """A linear layer that is recorded as one operator."""
-    x, weight, bias = (*node.args, None)[:3]
-    assert isinstance(weight, fx.Node)
+    x, weight, bias = (*call.args, None)[:3]
+    assert isinstance(weight, Call)
     if not read.get(x).is_data or read.values[weight].is_data:
-        return read.pass_through(node)
-    return _weight(read, node, "conv", read.get(x), weight, bias)
+        return read.pass_through(call)
+    return _weight(read, call, "conv", read.get(x), weight, bias)
 
 
-def matmul(read: Reading, node: fx.Node) -> Value:
+def matmul(read: Reading, call: Call) -> Value:
     """A product of matrices: a linear layer, the end of an attention, or neither."""
-    *added, left, right = node.args
-    assert isinstance(left, fx.Node)
-    assert isinstance(right, fx.Node)
+    *added, left, right = call.args
+    assert isinstance(left, Call)
+    assert isinstance(right, Call)
     a, b = read.values[left], read.values[right]
     bias = added[0] if added else None
     if a.is_data and b.is_data:
         if a.attention or b.attention:
             return read.add_node(Node("msa"), [a, b])
-        return read.pass_through(node)
+        return read.pass_through(call)
     weight, value, x = (right, b, a) if a.is_data else (left, a, b)
     if not x.is_data or not value.params:
-        return read.pass_through(node)
+        return read.pass_through(call)
     if _is_weight_of_layer(read, value, weight, is_right=weight is right):
-        return _weight(read, node, "conv", x, weight, bias)
+        return _weight(read, call, "conv", x, weight, bias)
     read.leave(value, _NOT_A_LAYER)
     read.leave(read.get(bias), _BIAS_WITHOUT_WEIGHT)
-    read.note_layer(node, value)
+    read.note_layer(call, value)
     return replace(NOTHING, sources=union([x, read.get(bias)]))
 
 
-def _is_weight_of_layer(read: Reading, value: Value, weight: fx.Node, is_right: bool) -> bool:
+def _is_weight_of_layer(read: Reading, value: Value, weight: Call, is_right: bool) -> bool:
     """Whether a factor is a whole (out, in) matrix: from the left, or transposed from the right."""
     param = read.chosen(value, weight)
     if param is None and value.altered:  # whichever way it is turned, its bias is a layer's
         return True
     param = param or value.params[0]
-    whole = math.prod(read.shapes[param]) == math.prod(weight.meta["val"].shape[-2:])
+    whole = math.prod(read.shapes[param]) == math.prod(weight.shape[-2:])
     return value.transposed == is_right and whole and _is_matrix(read.shapes[param])
 
 
@@ -108,9 +107,9 @@ def _is_matrix(shape: tuple[int, ...]) -> bool:
     return len(shape) > 1 and math.prod(shape) == shape[0] * shape[1]
 
 
-def fused_attention(read: Reading, node: fx.Node) -> Value:
+def fused_attention(read: Reading, call: Call) -> Value:
     """Scaled dot-product attention in one call."""
-    factors, tables = read.operands(node)[:3], read.operands(node)[3:]
+    factors, tables = read.operands(call)[:3], read.operands(call)[3:]
     for value in factors:
         read.leave(value, _NOT_A_LAYER)
     for value in tables:
@@ -118,9 +117,9 @@ def fused_attention(read: Reading, node: fx.Node) -> Value:
     return read.add_node(Node("msa"), factors)
 
 
-def softmax(read: Reading, node: fx.Node) -> Value:
+def softmax(read: Reading, call: Call) -> Value:
     """What may turn out to be an attention's."""
-    return replace(read.pass_through(node), attention=True)
+    return replace(read.pass_through(call), attention=True)
 
 
 def _norm(read: Reading, op: str, x: Any, weight: Any, bias: Any) -> Value:
@@ -148,27 +147,27 @@ def _vector(read: Reading, value: Value, tensor: Any) -> str | None:
     return param if param and len(read.shapes[param]) == 1 else None
 
 
-def _batch_norm(read: Reading, node: fx.Node) -> Value:
-    x, weight, bias = node.args[:3]
+def _batch_norm(read: Reading, call: Call) -> Value:
+    x, weight, bias = call.args[:3]
     if not read.get(x).is_data:  # weight standardization
-        return read.pass_through(node)
+        return read.pass_through(call)
     return _norm(read, "bn", x, weight, bias)
 
 
-def _group_norm(read: Reading, node: fx.Node) -> Value:
-    return _norm(read, "ln", *node.args[:3])
+def _group_norm(read: Reading, call: Call) -> Value:
+    return _norm(read, "ln", *call.args[:3])
 
 
-def _layer_norm(read: Reading, node: fx.Node) -> Value:
-    x, _, weight, bias = node.args[:4]
+def _layer_norm(read: Reading, call: Call) -> Value:
+    x, _, weight, bias = call.args[:4]
     return _norm(read, "ln", x, weight, bias)
 
 
-def _rms_norm(read: Reading, node: fx.Node) -> Value:
-    return _norm(read, "ln", node.args[0], node.args[2], None)
+def _rms_norm(read: Reading, call: Call) -> Value:
+    return _norm(read, "ln", call.args[0], call.args[2], None)
 
 
-LAYERS: dict[str, Callable[[Reading, fx.Node], Value]] = {
+LAYERS: dict[str, Callable[[Reading, Call], Value]] = {
     "aten::convolution": convolution,
     "aten::linear": linear,
     **dict.fromkeys(

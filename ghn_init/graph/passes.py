@@ -1,4 +1,4 @@
-"""Model -> torch.fx graph of ATen operators, without arithmetic and without touching the model.
+"""Model -> recording of ATen operators, without arithmetic and without touching the model.
 
 A copy of the model (see `copies`) runs once on meta tensors (sizes, no storage) while a recorder
 writes down the operators. Meta tensors are on no device: a model that insists on one is run on
@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode, fake_tensor
 from torch.utils import _pytree
 
@@ -43,6 +43,7 @@ from ghn_init.graph.recorder import (
     meta_like,
     single_number,
 )
+from ghn_init.graph.recording import Recording
 from ghn_init.graph.surroundings import Saved, Surroundings
 
 
@@ -74,14 +75,8 @@ def record(
     inputs: Inputs,
     how: Pass = Pass(),
     surroundings: Surroundings | None = None,
-) -> fx.Graph:
-    """Record one forward pass as a graph of ATen operators.
-
-    Placeholders carry `meta["param"]` (the dotted name, for parameters), `meta["input"]` (True for
-    the model's inputs) or neither (buffers and constants), and then `meta["number"]` where they are
-    a single number. Operators carry `meta["name"]` (`aten::linear`), and all that make one tensor
-    `meta["val"]`, a tensor without storage. The graph's output node holds every tensor that the
-    model returned.
+) -> Recording:
+    """Record one forward pass as ATen operators.
 
     Arguments:
         model: any module that runs eagerly. It is left exactly as it was.
@@ -122,12 +117,12 @@ _NUMBERLESS = (
     fake_tensor.UnsupportedOperatorException,
 )
 
-_Run = Callable[[nn.Module, Inputs, Pass, Surroundings], fx.Graph]
+_Run = Callable[[nn.Module, Inputs, Pass, Surroundings], Recording]
 
 
 def _copied_or_not(
     run: _Run, model: nn.Module, inputs: Inputs, how: Pass, surroundings: Surroundings
-) -> fx.Graph:
+) -> Recording:
     if how.copied:
         try:
             return run(model, inputs, how, surroundings)
@@ -146,11 +141,11 @@ def _passes(model: nn.Module) -> tuple[_Run, ...]:
     return (_on_fakes,) if recurrent else (_on_meta, _on_fakes)
 
 
-def _on_meta(model: nn.Module, inputs: Inputs, how: Pass, around: Surroundings) -> fx.Graph:
+def _on_meta(model: nn.Module, inputs: Inputs, how: Pass, around: Surroundings) -> Recording:
     return _run(model, inputs, how, around, lambda t, device=None: meta_like(t), MetaRecorder())
 
 
-def _on_fakes(model: nn.Module, inputs: Inputs, how: Pass, around: Surroundings) -> fx.Graph:
+def _on_fakes(model: nn.Module, inputs: Inputs, how: Pass, around: Surroundings) -> Recording:
     def copy(tensor: Tensor, device: torch.device | None = None) -> Tensor:
         """What lives on meta is put on the CPU."""
         device = device or tensor.device
@@ -163,7 +158,7 @@ def _on_fakes(model: nn.Module, inputs: Inputs, how: Pass, around: Surroundings)
         return _run(model, inputs, how, around, copy, Recorder({}))
 
 
-def _on_numbers(model: nn.Module, inputs: Inputs, how: Pass, around: Surroundings) -> fx.Graph:
+def _on_numbers(model: nn.Module, inputs: Inputs, how: Pass, around: Surroundings) -> Recording:
     def copy(tensor: Tensor, device: torch.device | None = None) -> Tensor:
         """A copy that the pass may write to; an input that is on meta gets random numbers."""
         if tensor.is_meta:
@@ -180,19 +175,19 @@ def _run(
     around: Surroundings,
     copy: Callable[..., Tensor],
     recorder: Recorder,
-) -> fx.Graph:
+) -> Recording:
     """Run a model, or its copy, on copies of its tensors and of the inputs."""
     state, originals = {}, {}
     for name, param in model.named_parameters():
-        state[name] = originals[id(param)] = recorder.placeholder(copy(param), param=name)
+        state[name] = originals[id(param)] = recorder.given(copy(param), param=name)
     for name, buffer in model.named_buffers():
-        state[name] = originals[id(buffer)] = recorder.placeholder(
+        state[name] = originals[id(buffer)] = recorder.given(
             copy(buffer), number=single_number(buffer)
         )
     device = next((p.device for p in state.values()), torch.device("cpu"))
     args, kwargs = _pytree.tree_map_only(
         Tensor,
-        lambda t: recorder.placeholder(copy(t, device), input=True),
+        lambda t: recorder.given(copy(t, device), is_input=True),
         (inputs.args, dict(inputs.kwargs)),
     )
     try:
@@ -234,7 +229,7 @@ def _ready(
     around.before(copies.code)
     around.made(weakref.ref(module) for _, module in copies.modules)
     set_modes(copies.model, how.training, how.evaluated)
-    _remove_hooks(copies.model, user_hooks=not how.hooks)
+    _remove_hooks((module for _, module in copies.modules), user_hooks=not how.hooks)
     try:
         yield copies.model
     finally:
@@ -272,9 +267,9 @@ def _swapped(model: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
             table.update(content)
 
 
-def _remove_hooks(model: nn.Module, user_hooks: bool) -> None:
+def _remove_hooks(modules: Iterable[nn.Module], user_hooks: bool) -> None:
     """Remove the hooks of a backward pass, and those that users have registered."""
-    for module in model.modules():
+    for module in modules:
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()
         for hooks in (module._forward_hooks, module._forward_pre_hooks) if user_hooks else ():

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import nn
 
 from ghn_init.graph.graph import NO_PASSAGE, UNUSED, Node, Passage
-from ghn_init.graph.squeeze_excitation import op_name
+from ghn_init.graph.recording import Call
 from ghn_init.graph.values import (
     BOUNDED,
     INNER_ACTIVATIONS,
@@ -33,63 +33,70 @@ class Reading:
         squeezes: global poolings inside of one.
     """
 
-    def __init__(
-        self, model: nn.Module, gates: frozenset[fx.Node], squeezes: frozenset[fx.Node]
-    ) -> None:
-        self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    def __init__(self, model: nn.Module, gates: frozenset[Call], squeezes: frozenset[Call]) -> None:
+        params = dict(model.named_parameters())
+        self.shapes = {name: tuple(p.shape) for name, p in params.items()}
         self.odd_dtypes = {
             name: str(p.dtype).removeprefix("torch.")
-            for name, p in model.named_parameters()
+            for name, p in params.items()
             if not p.is_floating_point()
         }
         self.gates, self.squeezes = gates, squeezes
         self.nodes: list[Node] = [Node("input")]
         self.predecessors: list[tuple[int, ...]] = [()]
-        self.values: dict[fx.Node, Value] = {}
+        self.values: dict[Call, Value] = {}
         self.reasons: dict[str, str] = {}
         self.factors: dict[str, float] = {}
         self.normalized: set[str] = set()
         self.passages: dict[tuple[int, int], Passage] = {}
-        self.layers: dict[fx.Node, str | None] = {}
+        self.layers: dict[Call, str | None] = {}
         """For each operator with a weight the weight's name; None where it has no node."""
 
     # -- values
 
     def get(self, argument: Any) -> Value:
         """The value of an operator's argument."""
-        return self.values.get(argument, NOTHING) if isinstance(argument, fx.Node) else NOTHING
+        return self.values.get(argument, NOTHING) if isinstance(argument, Call) else NOTHING
 
-    def operands(self, node: fx.Node) -> list[Value]:
+    def operands(self, call: Call) -> list[Value]:
         """The values of an operator's tensors."""
-        return [self.values[n] for n in node.all_input_nodes]
+        return [self.values[operand] for operand in call.inputs]
 
-    def pass_through(self, node: fx.Node) -> Value:
+    def pass_through(self, call: Call) -> Value:
         """An operator without a primitive: sources or parameters of all operands, merged."""
-        operands = self.operands(node)
+        operands = self.operands(call)
         data = [v for v in operands if v.is_data]
-        name = op_name(node)
+        name = call.name
         if name in CREATE:
             return NOTHING
         if not data:
-            return function_of_parameters(name, node, operands)
+            return function_of_parameters(name, call, operands)
         for value in operands:
             self.leave(value, f"no primitive fits its operator ({name.removeprefix('aten::')})")
-            self.note_layer(node, value)
+            self.note_layer(call, value)
         if len(data) == 1:
             kept = data[0]
-            if name not in REARRANGE:
-                kept = replace(kept, open_weight=None, normalized=False, open_norm=None)
+            if name in REARRANGE:
+                return kept
+            passed: dict[str, Any] = {}
             if name in RELU or name in INNER_ACTIVATIONS:
-                kept = kept.through(rectified=True)
-            if name in BOUNDED:
-                kept = kept.through(normalized=True)
-            return replace(kept, statistic=kept.statistic or name in STATISTIC)
+                passed = {"rectified": True}
+            elif name in BOUNDED:
+                passed = {"normalized": True}
+            return replace(
+                kept,
+                open_weight=None,
+                normalized=False,
+                open_norm=None,
+                statistic=kept.statistic or name in STATISTIC,
+                passage=replace(kept.passage, **passed) if passed else kept.passage,
+            )
         return Value(sources=union(data), statistic=name in STATISTIC)
 
-    def note_layer(self, node: fx.Node, value: Value) -> None:
+    def note_layer(self, call: Call, value: Value) -> None:
         """Note that an operator has a weight, though none that a node carries."""
         if not value.is_data and any(len(self.shapes[p]) > 1 for p in value.params):
-            self.layers.setdefault(node, None)
+            self.layers.setdefault(call, None)
 
     # -- parameters
 
@@ -109,7 +116,7 @@ class Reading:
                 )
             self.reasons.setdefault(param, why)
 
-    def chosen(self, value: Value, tensor: Any) -> str | None:
+    def chosen(self, value: Value, tensor: Call) -> str | None:
         """The parameter that a weight is: the only one, or the one of the weight's size.
 
         Weight norm and weight standardization make a weight of a direction and a gain: the
@@ -120,7 +127,7 @@ class Reading:
         names = [p for p in value.unaltered if p not in self.odd_dtypes]
         if len(names) == 1 and len(value.params) == 1:
             return names[0]
-        fitting = [p for p in names if math.prod(self.shapes[p]) == size_of(tensor)]
+        fitting = [p for p in names if math.prod(self.shapes[p]) == tensor.numel]
         return fitting[0] if len(fitting) == 1 else None
 
     def why_not(self, value: Value, what: str) -> str:
@@ -161,8 +168,9 @@ class Reading:
         """Note what comes with a parameter that a node carries: its factor, other parameters."""
         if value.factor and not value.normalized and value.factor != 1:
             self.factors.setdefault(param, value.factor)
-        others = replace(value, params=tuple(p for p in value.params if p != param))
-        self.leave(others, f"part of what {param} is turned into a {what} by")
+        if others := tuple(p for p in value.params if p != param):
+            reason = f"part of what {param} is turned into a {what} by"
+            self.leave(replace(value, params=others), reason)
 
     def join(self, node: Node, operands: Sequence[Value]) -> Value:
         """A sum, concatenation or gate; with a single source it is no node."""
@@ -178,21 +186,3 @@ class Reading:
 
 
 _KINDS = {"bias": "bias", "pos_enc": "positional embedding"}
-
-
-def size_of(node: Any) -> int:
-    """The number of elements of a recorded tensor; 0 for anything else."""
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return value.numel() if isinstance(value, Tensor) else 0
-
-
-def live_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that an output depends on, in execution order."""
-    live: set[fx.Node] = set()
-    stack = list(graph.output_node().all_input_nodes)
-    while stack:
-        node = stack.pop()
-        if node not in live:
-            live.add(node)
-            stack.extend(node.all_input_nodes)
-    return [node for node in graph.nodes if node in live]

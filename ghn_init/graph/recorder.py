@@ -1,14 +1,13 @@
-"""Operators -> `torch.fx` graph: a dispatch mode that writes down what a forward pass calls.
+"""A dispatch mode that writes down the ATen operators that a forward pass calls.
 
-This works on whatever runs eagerly, as `make_fx` does; recording the calls directly instead of
-through proxies, and on meta tensors instead of fake ones, is what makes it many times faster than
-`make_fx` or `torch.export`.
+This works on whatever runs eagerly, as `make_fx` does. It is many times faster than `make_fx` or
+`torch.export`, because it records the calls directly, not through proxies, and runs them on meta
+tensors, not on fake ones.
 """
 
 from __future__ import annotations
 
 import functools
-import operator
 import weakref
 from collections.abc import (
     Callable,
@@ -21,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +29,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.copies import NotCopyable
 from ghn_init.graph.outputs import kept_tensors, tensors_in
+from ghn_init.graph.recording import FROM_NUMBERS, ITEM, WRITTEN, Call, Recording
 
 
 class _Schema:
@@ -62,25 +62,24 @@ class NoOutput(GHNInitError):
 
 
 class Recorder(TorchDispatchMode):
-    """Writes each dispatched ATen operator into an fx graph.
+    """Writes down each dispatched ATen operator.
 
     Arguments:
         made: an empty mapping by identity, which tells what made a tensor.
 
     Attributes:
-        graph: what was recorded.
+        calls: what was recorded.
         products: the tensors that operators made.
     """
 
-    def __init__(self, made: MutableMapping[Tensor, fx.Node]) -> None:
+    def __init__(self, made: MutableMapping[Tensor, Call]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.graph = fx.Graph()
+        self.calls: list[Call] = []
         self.products: list[weakref.ref[Tensor]] = []
         self._made = made
         self._originals: Collection[int] = ()
         self._constants: Collection[int] = ()
-        self._order: dict[fx.Node, int] = {}
-        self._last_write: dict[int, fx.Node] = {}
+        self._last_write: dict[int, Call] = {}
 
     def beside(self, device: torch.device) -> AbstractContextManager[Any]:
         """What a forward makes without naming a device is to meet the parameters on theirs."""
@@ -95,14 +94,14 @@ class Recorder(TorchDispatchMode):
         """
         self._originals, self._constants = originals, constants
 
-    def placeholder(self, tensor: Tensor, **meta: Any) -> Tensor:
+    def given(self, tensor: Tensor, **what: Any) -> Tensor:
         """Add a copy of a parameter, a buffer or an input."""
-        self._add(self.graph.placeholder(f"arg{len(self._order)}"), tensor, meta)
+        self._add(tensor, **what)
         self.products.append(weakref.ref(tensor))
         return tensor
 
-    def finish(self, output: Any, model: nn.Module) -> fx.Graph:
-        """The graph, with what the model returned or, if that is no tensor, keeps on itself.
+    def finish(self, output: Any, model: nn.Module) -> Recording:
+        """The recording, with what the model returned or, if that is no tensor, keeps on itself.
 
         Raises:
             NoOutput: if there is neither.
@@ -115,14 +114,13 @@ class Recorder(TorchDispatchMode):
                 f"its forward returns {type(output).__name__}, in which there is no tensor, and "
                 "keeps none on its modules. Return a tensor, in any container."
             )
-        self.graph.output(tuple(self._made_by(t) for t in found))
-        return self.graph
+        outputs = tuple(dict.fromkeys(map(self._made_by, found)))
+        return Recording(self.calls, outputs)
 
     def forget(self) -> None:
-        """Let go of the recorded tensors. (A graph's nodes refer to each other.)"""
+        """Let go of the recorded tensors, which an exception would hold with its traceback."""
         self._made.clear()
-        for node in self.graph.nodes:
-            node.meta.clear()
+        self.calls.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -132,17 +130,16 @@ class Recorder(TorchDispatchMode):
         args, kwargs = self._writable(schema, args, kwargs)
         out = self._call(func, schema, args, kwargs)
         if not isinstance(out, (Tensor, tuple, list)) and not schema.is_mutable:
-            return out  # a question about a tensor (its device, its size), no operator of the graph
+            return out  # a question about a tensor (its device, its size), nothing to record
         read = _map(self._made_by, Tensor, args)
         read_kwargs = {name: _map(self._made_by, Tensor, value) for name, value in kwargs.items()}
-        node = self.graph.call_function(func, read, read_kwargs)
-        self._add_made(node, out, {"name": schema.name})
+        call = self._add_made(out, schema.name, read, read_kwargs)
         if isinstance(out, (tuple, list)):
             for i, item in enumerate(out):
                 if isinstance(item, Tensor):
-                    self._add_made(self.graph.call_function(operator.getitem, (node, i)), item, {})
+                    self._add_made(item, ITEM, (call, i), {})
         for i, name in schema.written:
-            self._write(args[i] if i < len(args) else kwargs.get(name), node)
+            self._write(args[i] if i < len(args) else kwargs.get(name), call)
         return out
 
     def _writable(
@@ -156,53 +153,49 @@ class Recorder(TorchDispatchMode):
 
     def _is_made(self, tensor: Tensor) -> bool:
         """Whether an operator made a tensor, or wrote it."""
-        node = self._made.get(tensor)
-        return node is not None and node.op == "call_function"
+        call = self._made.get(tensor)
+        return call is not None and bool(call.name)
 
-    def _made_by(self, tensor: Tensor) -> fx.Node:
-        """The node that made a tensor, or wrote it last."""
-        node = self._made.get(tensor)
-        if node is None:
+    def _made_by(self, tensor: Tensor) -> Call:
+        """The call that made a tensor, or wrote it last."""
+        call = self._made.get(tensor)
+        if call is None:
             return self._constant(tensor)
         write = self._last_write.get(_storage(tensor)) if self._last_write else None
-        if write is None or self._order[write] <= self._order[node]:
-            return node
+        if write is None or write.order <= call.order:
+            return call
         # Another view of this storage was written after `tensor` was made: it sees both.
-        return self._add(self.graph.call_function(written, (node, write)), tensor, {})
+        return self._add(tensor, name=WRITTEN, args=(call, write))
 
-    def _constant(self, tensor: Tensor) -> fx.Node:
+    def _constant(self, tensor: Tensor) -> Call:
         """A tensor that the model holds, or makes, outside of its parameters and buffers."""
         if id(tensor) in self._originals:
             raise NotCopyable("its forward pass reaches the parameters past a copy of it")
-        node = self.graph.placeholder(f"arg{len(self._order)}")
-        return self._add(node, tensor, {"number": single_number(tensor)})
+        return self._add(tensor, number=single_number(tensor))
 
-    def _add_made(self, node: fx.Node, made: Any, meta: Mapping[str, Any]) -> None:
+    def _add_made(
+        self, made: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Call:
         if isinstance(made, Tensor) and made not in self._made:
             self.products.append(weakref.ref(made))
-        self._add(node, made, meta)
+        return self._add(made, name=name, args=args, kwargs=kwargs)
 
-    def _add(self, node: fx.Node, made: Any, meta: Mapping[str, Any]) -> fx.Node:
-        node.meta.update(meta)
-        self._order[node] = len(self._order)
-        if isinstance(made, Tensor):
-            node.meta["val"] = self._without_storage(made)
-            self._made[made] = node
-        return node
+    def _add(self, made: Any, **what: Any) -> Call:
+        is_one = isinstance(made, Tensor)
+        call = Call(len(self.calls), val=self._without_storage(made) if is_one else None, **what)
+        self.calls.append(call)
+        if is_one:
+            self._made[made] = call
+        return call
 
-    def _write(self, target: Any, node: fx.Node) -> None:
+    def _write(self, target: Any, call: Call) -> None:
         for tensor in target if isinstance(target, (tuple, list)) else (target,):
             if isinstance(tensor, Tensor):
-                self._made[tensor] = node
-                self._last_write[_storage(tensor)] = node
+                self._made[tensor] = call
+                self._last_write[_storage(tensor)] = call
 
     def _without_storage(self, tensor: Tensor) -> Tensor:
         return tensor if isinstance(tensor, fake_tensor.FakeTensor) else meta_like(tensor)
-
-
-def written(before: Any, write: Any) -> Any:
-    """Graph marker: the value of a view after an in-place write through another view."""
-    return before
 
 
 class _Size(NamedTuple):
@@ -220,11 +213,6 @@ class _Size(NamedTuple):
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
 
 
-def from_numbers(*read: Any) -> Any:
-    """Graph marker: a tensor that was made outside of torch of numbers that were read before."""
-    return read
-
-
 class NumberRecorder(Recorder):
     """Records a pass on real tensors.
 
@@ -238,7 +226,7 @@ class NumberRecorder(Recorder):
         super().__init__(WeakIdKeyDictionary())
         self._replaced: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         self._foreign: MutableMapping[Tensor, None] = WeakIdKeyDictionary()
-        self._read: list[fx.Node] = []
+        self._read: list[Call] = []
 
     def beside(self, device: torch.device) -> AbstractContextManager[Any]:
         stack = ExitStack()
@@ -258,18 +246,18 @@ class NumberRecorder(Recorder):
                 return self._replaced[tensor]
             if not schema.aliases or (tensor in self._made and tensor not in self._foreign):
                 return tensor
-            node = self._made_by(tensor)
+            call = self._made_by(tensor)
             copy = self._replaced[tensor] = tensor.detach().clone()
-            self._made[copy] = node
+            self._made[copy] = call
             return copy
 
         return _map(own, Tensor, args), {k: _map(own, Tensor, v) for k, v in kwargs.items()}
 
-    def _constant(self, tensor: Tensor) -> fx.Node:
+    def _constant(self, tensor: Tensor) -> Call:
         self._foreign[tensor] = None
         outside = id(tensor) not in self._constants and tensor.numel() > 1
         if self._read and outside and tensor.is_floating_point():
-            return self._add(self.graph.call_function(from_numbers, tuple(self._read)), tensor, {})
+            return self._add(tensor, name=FROM_NUMBERS, args=tuple(self._read))
         return super()._constant(tensor)
 
 

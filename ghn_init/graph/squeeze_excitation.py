@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, fx
+from ghn_init.graph.recording import Call
 
 _MULTIPLY = frozenset({"aten::mul", "aten::mul_"})
 _SQUASH = frozenset(
@@ -26,33 +26,27 @@ _SEARCH_LIMIT = 64
 """Operators looked at between a gate and its pooling: blocks have about ten."""
 
 
-def op_name(node: fx.Node) -> str:
-    """`aten::conv2d` and the like, without the overload; empty for what is no operator."""
-    name: str = node.meta.get("name", "")
-    return name
-
-
-def is_global_pool(node: fx.Node) -> bool:
+def is_global_pool(call: Call) -> bool:
     """Whether an operator averages over all positions (or adaptively pools them)."""
-    name = op_name(node)
+    name = call.name
     if "adaptive" in name:
         return True
     if name == "aten::mean":
-        return _is_mean_over_positions(node)
+        return _is_mean_over_positions(call)
     if name in ("aten::avg_pool2d", "aten::avg_pool3d"):
-        shape, out = _shape(node.args[0]), _shape(node)
+        shape, out = call.args[0].shape, call.shape
         return out[2:] == (1,) * len(out[2:]) and min(shape[2:]) > 3
     return False
 
 
-def _is_mean_over_positions(node: fx.Node) -> bool:
-    shape = _shape(node.args[0])
-    dims: Any = node.args[1] if len(node.args) > 1 else None
+def _is_mean_over_positions(call: Call) -> bool:
+    shape = call.args[0].shape
+    dims: Any = call.args[1] if len(call.args) > 1 else None
     if not isinstance(dims, (list, tuple)):
         return False
     over = {int(d) % len(shape) for d in dims}
     if len(shape) == 3:  # (batch, tokens, channels), or (batch, channels, positions)
-        keepdim = bool(node.args[2]) if len(node.args) > 2 else False
+        keepdim = bool(call.args[2]) if len(call.args) > 2 else False
         return over == {1} or (over == {2} and not keepdim)
     positions = len(shape) - 2
     channels_first, channels_last = (
@@ -63,71 +57,61 @@ def _is_mean_over_positions(node: fx.Node) -> bool:
 
 
 def find_squeeze_excitation(
-    nodes: list[fx.Node],
-) -> tuple[frozenset[fx.Node], frozenset[fx.Node]]:
+    calls: list[Call],
+) -> tuple[frozenset[Call], frozenset[Call]]:
     """The multiplications that end a squeeze-and-excitation block, and the poolings inside.
 
     Arguments:
-        nodes: the recorded operators.
+        calls: the recorded operators.
     """
-    gates: set[fx.Node] = set()
-    squeezes: set[fx.Node] = set()
-    for node in nodes:
-        if op_name(node) not in _MULTIPLY:
+    gates: set[Call] = set()
+    squeezes: set[Call] = set()
+    for call in calls:
+        if call.name not in _MULTIPLY:
             continue
-        operands = [a for a in node.args[:2] if isinstance(a, fx.Node)]
+        operands = [a for a in call.args[:2] if isinstance(a, Call)]
         if len(operands) < 2:
             continue
         for features, gate in (operands, operands[::-1]):
             pools = _pools_behind_gate(features, gate)
             if pools:
-                gates.add(node)
+                gates.add(call)
                 squeezes |= pools
                 break
     return frozenset(gates), frozenset(squeezes)
 
 
-def _pools_behind_gate(features: fx.Node, gate: fx.Node) -> set[fx.Node]:
+def _pools_behind_gate(features: Call, gate: Call) -> set[Call]:
     """Global poolings that a gate is computed from; empty where it is no gate of the features."""
-    smaller = _numel(gate) < _numel(features)
+    smaller = gate.numel < features.numel
     if not smaller and not (_is_squashed(gate) and _is_vector(gate)):
         return set()
-    pools: set[fx.Node] = set()
+    pools: set[Call] = set()
     stack, seen = [gate], {features}
     while stack and len(seen) < _SEARCH_LIMIT:
-        node = stack.pop()
-        if node in seen:
+        call = stack.pop()
+        if call in seen:
             continue
-        seen.add(node)
-        if is_global_pool(node):
-            pools.add(node)
-        elif node.op == "call_function" and _is_vector(node):
-            stack.extend(node.all_input_nodes)
+        seen.add(call)
+        if is_global_pool(call):
+            pools.add(call)
+        elif call.name and _is_vector(call):
+            stack.extend(call.inputs)
     return pools
 
 
-def _is_squashed(node: fx.Node) -> bool:
+def _is_squashed(call: Call) -> bool:
     """Whether an activation with bounded values comes last, shapes and constants aside."""
     for _ in range(4):
-        if op_name(node) in _SQUASH:
+        if call.name in _SQUASH:
             return True
-        if len(node.all_input_nodes) != 1:
+        if len(call.inputs) != 1:
             return False
-        node = node.all_input_nodes[0]
+        call = call.inputs[0]
     return False
 
 
-def _is_vector(node: fx.Node) -> bool:
+def _is_vector(call: Call) -> bool:
     """One value per sample and channel, whatever the layout: no positions left."""
-    shape = _shape(node)
-    return len(shape) > 1 and _numel(node) <= shape[0] * max(shape[1:]) if shape else True
-
-
-def _shape(node: object) -> tuple[int, ...]:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
-
-
-def _numel(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.numel() if isinstance(value, Tensor) else 0
+    shape = call.shape
+    return len(shape) > 1 and call.numel <= shape[0] * max(shape[1:]) if shape else True

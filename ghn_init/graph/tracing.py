@@ -239,7 +239,8 @@ def _check_in_one_place(name: str, module: nn.Module) -> None:
             f"{name or 'model'} is offloaded by accelerate: apply before offloading."
         )
     for param, value in own.items():
-        if is_fake(value) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+        of_its_own = type(value) is not nn.Parameter and is_fake(value)
+        if of_its_own or torch._C._functorch.is_functorch_wrapped_tensor(value):
             raise GHNInitError(
                 f"{f'{name}.' if name else ''}{param} is a fake tensor, or one inside of a "
                 "torch.func transformation: initialize the model outside of it."

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx
-
-from ghn_init.graph.squeeze_excitation import op_name
+from ghn_init.graph.recording import FROM_NUMBERS, WRITTEN, Call
 from ghn_init.graph.values import NOTHING, REARRANGE, Value
 
 TRANSPOSE = frozenset({"aten::t", "aten::transpose", "aten::permute", "aten::numpy_T"})
@@ -43,7 +41,8 @@ _KEEP = (
     | TRANSPOSE
     | PICK
     | {
-        "",  # picks one of several results, or marks a write
+        FROM_NUMBERS,
+        WRITTEN,
         "aten::_unsafe_index",
         "aten::as_strided",
         "aten::cat",
@@ -127,13 +126,13 @@ _DIVIDE = frozenset({"aten::div", "aten::div_"})
 _ADD = frozenset({"aten::add", "aten::add_", "aten::sub", "aten::sub_"})
 
 
-def function_of_parameters(name: str, node: fx.Node, operands: Sequence[Value]) -> Value:
+def function_of_parameters(name: str, call: Call, operands: Sequence[Value]) -> Value:
     """The value of an operator none of whose operands depends on the model's input.
 
     Arguments:
         name: the operator, `aten::mul`.
-        node: its recorded call.
-        operands: of `node.all_input_nodes`.
+        call: its recorded call.
+        operands: of `call.inputs`.
     """
     if not any(v.params for v in operands):
         return NOTHING
@@ -142,17 +141,17 @@ def function_of_parameters(name: str, node: fx.Node, operands: Sequence[Value]) 
         return replace(merged, mask=True, statistic=False)
     if not any(v.is_whole for v in operands):
         return merged
-    if name in _REDUCE and _numel(node) < max(map(_numel, node.all_input_nodes)):
+    if name in _REDUCE and call.numel < max(operand.numel for operand in call.inputs):
         return replace(merged, altered=(), statistic=True)
     if name in _MULTIPLY or name in _DIVIDE:
-        return _scaled(name, node, operands, merged)
+        return _scaled(name, call, operands, merged)
     if name in _ADD:
-        return _shifted(name, node, operands, merged)
+        return _shifted(name, call, operands, merged)
     if name == "aten::neg":
         return replace(merged, factor=_times(merged.factor, -1.0))
     if name in _NORMALIZE:
         return replace(merged, normalized=True, factor=1.0)
-    if name not in _KEEP or not _is_floating(node):
+    if name not in _KEEP or not (call.val is None or call.val.is_floating_point()):
         return _altered(merged, merged.params, name)
     flips = name in TRANSPOSE and len(operands) == 1
     return replace(
@@ -186,11 +185,11 @@ def _altered(value: Value, params: Sequence[str], name: str) -> Value:
     return replace(value, altered=tuple(sorted({*value.altered, *new})))
 
 
-def _scaled(name: str, node: fx.Node, operands: Sequence[Value], merged: Value) -> Value:
+def _scaled(name: str, call: Call, operands: Sequence[Value], merged: Value) -> Value:
     """A product or quotient: by a constant, a mask, a norm, or another parameter (a gain)."""
-    left, right, *_ = node.args
-    values = dict(zip(node.all_input_nodes, operands, strict=True))
-    a, b = (values.get(x, NOTHING) if isinstance(x, fx.Node) else NOTHING for x in (left, right))
+    left, right, *_ = call.args
+    values = dict(zip(call.inputs, operands, strict=True))
+    a, b = (values.get(x, NOTHING) if isinstance(x, Call) else NOTHING for x in (left, right))
     squared = set(a.unaltered) & set(b.unaltered) if a.is_whole and b.is_whole else set()
     if squared or (name in _DIVIDE and b.is_whole):  # w * w, 1 / w
         return _altered(merged, sorted(squared) or b.params, name)
@@ -206,7 +205,7 @@ def _scaled(name: str, node: fx.Node, operands: Sequence[Value], merged: Value) 
     return replace(merged, factor=known[0])
 
 
-def _shifted(name: str, node: fx.Node, operands: Sequence[Value], merged: Value) -> Value:
+def _shifted(name: str, call: Call, operands: Sequence[Value], merged: Value) -> Value:
     """A sum: with a mean of the parameter (it is centered), or with what another one is made of."""
     whole = [v for v in operands if v.is_whole]
     if len(whole) > 1:
@@ -221,24 +220,14 @@ def _number(operand: Any) -> float | None:
     """The factor that an operand is: 1 for a mask, None for a single number that is not known."""
     if isinstance(operand, (int, float)):
         return float(operand)
-    if not isinstance(operand, fx.Node):
+    if not isinstance(operand, Call):
         return None
-    while op_name(operand) in REARRANGE:
-        operand = operand.all_input_nodes[0]
-    number = operand.meta.get("number")
-    return float(number) if number is not None else None if _numel(operand) == 1 else 1.0
+    while operand.name in REARRANGE:
+        operand = operand.inputs[0]
+    number: float | None = operand.number
+    return 1.0 if number is None and operand.numel != 1 else number
 
 
 def _times(a: float | None, b: float | None) -> float | None:
     product = None if a is None or b is None else a * b
     return product if product and math.isfinite(product) else None
-
-
-def _numel(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.numel() if isinstance(value, Tensor) else 0
-
-
-def _is_floating(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return value.is_floating_point() if isinstance(value, Tensor) else True
