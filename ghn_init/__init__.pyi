@@ -19,6 +19,8 @@ from .graph.tracing import trace as trace
 from .hypernetwork.config import GHNConfig as GHNConfig
 from .hypernetwork.ghn import GHN as GHN
 from .loading.load import load_ghn as load_ghn
+from .loading.sharing import push_to_hub as push_to_hub
+from .loading.sharing import save as save
 from .methods.registry import METHODS as METHODS
 from .models import create_model as create_model
 from .report import Report as Report

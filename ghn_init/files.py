@@ -54,10 +54,49 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with replacing(path) as temporary:
             yield temporary
     except OSError as error:
-        reason = error.strerror or str(error)
-        hint = "Free some space there, or write to another disk" if is_no_space(error) else ""
-        hint = hint or "Give the name of a file in an existing folder that you can write to"
-        raise GHNInitError(f"cannot write {os.fspath(path)!r}: {reason}. {hint}.") from error
+        raise _cannot_write(path, error, "file") from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives an empty temporary folder, whose files are in the folder `path` once the block ends.
+
+    A folder that was not there appears in one step. In one that was, each file takes the place of
+    the one of its name, after all of them have been written and flushed; others stay. When the
+    block raises, nothing has changed.
+
+    Raises:
+        GHNInitError: where `path` is a file or cannot be made; and for any `OSError` in the block,
+            which is taken for a failure to write.
+    """
+    target = Path(os.path.abspath(path))
+    temporary = target.with_name(f".{_short(target)}.{secrets.token_hex(8)}.tmp")
+    try:
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file")
+        sweep(target.parent, glob.escape(_short(target)))
+        temporary.mkdir()
+        yield temporary
+        files = sorted(temporary.iterdir())
+        for file in files:
+            _flush(file)
+        if target.exists():
+            for file in files:
+                os.replace(file, target / file.name)
+        else:
+            os.replace(temporary, target)
+        _flush_folder(target.parent)
+    except OSError as error:
+        raise _cannot_write(path, error, "folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _cannot_write(path: str | os.PathLike[str], error: OSError, what: str) -> GHNInitError:
+    reason = error.strerror or str(error)
+    hint = "Free some space there, or write to another disk" if is_no_space(error) else ""
+    hint = hint or f"Give the name of a {what} in an existing folder that you can write to"
+    return GHNInitError(f"cannot write {os.fspath(path)!r}: {reason}. {hint}.")
 
 
 @contextlib.contextmanager
@@ -117,16 +156,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Deletes the temporary files of processes that were killed long ago.
+    """Deletes the temporary files and folders of processes that were killed long ago.
 
     Arguments:
         folder: where they are, if it exists.
-        name: of the files that were to be written, a glob pattern.
+        name: of what was to be written, a glob pattern.
     """
     for path in folder.glob(f".{name}.{'[0-9a-f]' * 16}.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_no_space(error: OSError) -> bool:

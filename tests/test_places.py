@@ -186,7 +186,7 @@ def test_a_folder(tmp_path: Path) -> None:
 def test_who_asks_is_said(hub: Hub) -> None:
     ghn_init.load_ghn("hf-hub:anyone/ghn")
     assert hub.agents
-    assert all(f"ghn_init/{__version__}" in agent for agent in hub.agents)
+    assert all(f"ghn_init/{__version__}" in agent for agent in hub.agents.values())
 
 
 def test_wherever_a_hypernetwork_is_named(

@@ -27,6 +27,7 @@ NOT_RUN = {
     "pre-commit": "needs a checkout of git",
     "ghn-init convert ghn3tm8": "needs the network",
     "ghn-init verify ghn3tm8": "needs the network",
+    "ghn-init push": "uploads",
     "python train.py": "timm's script, which test_integrations runs",
     "pip install": "installs",
     "python tests/fuzz": "runs for minutes",
@@ -122,8 +123,10 @@ def test_shown_output_is_what_is_printed(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the default checkpoint")
-def test_python_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("cache")
+def test_python_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The Python blocks of the README, one after the other; without a network."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = timm.create_model("resnet10t", num_classes=10)
     names = {"model": model, "torch": torch, "batches": [torch.randn(4, 3, 32, 32)]}

@@ -83,6 +83,15 @@ def add_seed(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
 
+def add_upload(parser: Parser) -> None:
+    """How something is uploaded to the Hub."""
+    parser.add_argument("--license", help="of the weights, such as mit; default: none is named")
+    parser.add_argument("--private", action="store_true", help="if the repository is made")
+    parser.add_argument("--revision", metavar="BRANCH", help="default: main")
+    parser.add_argument("--message", default="Upload with ghn_init", help="of the commit")
+    parser.add_argument("--new-card", action="store_true", help="replace a README.md that is there")
+
+
 def add_json(parser: Parser) -> None:
     """Whether to print for programs."""
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")

@@ -1,16 +1,17 @@
-"""The commands `ghn-init list`, `convert` and `verify`."""
+"""The commands `ghn-init list`, `convert`, `push` and `verify`."""
 
 from __future__ import annotations
 
 import argparse
 
-from ghn_init.cli.arguments import Commands, layer
+from ghn_init.cli.arguments import Commands, add_upload, layer
 
 
 def add_parsers(commands: Commands) -> None:
     """Add the commands to `ghn-init`."""
     _add_list(commands)
     _add_convert(commands)
+    _add_push(commands)
     _add_verify(commands)
 
 
@@ -77,6 +78,34 @@ def _convert(options: argparse.Namespace) -> None:
         norms=options.norms,
     )
     print(f"written to {options.destination}")
+
+
+def _add_push(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "push", help="upload a hypernetwork and its model card to the Hugging Face Hub"
+    )
+    parser.add_argument("source", metavar="FILE", help="name or path, any known layout")
+    parser.add_argument("repository", metavar="ORG/NAME", help="made if it is not there")
+    parser.add_argument("--run", dest="folder", metavar="FOLDER",
+                        help="of the training run; default: where FILE lies")  # fmt: skip
+    add_upload(parser)
+    parser.set_defaults(run=_push)
+
+
+def _push(options: argparse.Namespace) -> None:
+    from ghn_init.loading import push_to_hub
+
+    place = push_to_hub(
+        options.source,
+        options.repository,
+        run=options.folder,
+        license=options.license,
+        private=options.private,
+        revision=options.revision,
+        message=options.message,
+        new_card=options.new_card,
+    )
+    print(f"uploaded: {place}")
 
 
 def _add_verify(commands: Commands) -> None:

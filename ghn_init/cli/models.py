@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghn_init.cli.arguments import (
@@ -15,10 +17,14 @@ from ghn_init.cli.arguments import (
     add_num_classes,
     add_seed,
     add_source,
+    add_upload,
 )
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # heavy
     from torch import nn
+
+    from ghn_init.loading.upload import Upload
+    from ghn_init.report import Report
 
 
 def add_parsers(commands: Commands) -> None:
@@ -31,7 +37,10 @@ def _add_export(commands: Commands) -> None:
     parser = commands.add_parser("export", help="write an initialized model to a safetensors file")
     add_model(parser)
     add_num_classes(parser)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE")
+    parser.add_argument("-o", "--output", metavar="FILE")
+    parser.add_argument("--push", metavar="ORG/NAME",
+                        help='upload for timm.create_model("hf-hub:ORG/NAME")')  # fmt: skip
+    add_upload(parser)
     parser.add_argument("--method", default="ghn3-orth", help="default: %(default)s")
     add_ghn(parser)
     add_head(parser)
@@ -50,13 +59,32 @@ def _add_export(commands: Commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from ghn_init.api import export
+    from ghn_init.errors import GHNInitError
     from ghn_init.models import create_model
+    from ghn_init.publishing import check_timm, push_model
 
+    if not options.output and not options.push:
+        raise GHNInitError("give a file to write (-o FILE), or a repository (--push ORG/NAME).")
+    how = _upload(options) if options.push else None
     model, library = create_model(options.model, options.library, options.num_classes, options.seed)
-    report = export(
+    if how is not None:
+        check_timm(model, options.model)
+    with tempfile.TemporaryDirectory(prefix="ghn_init-") as folder:
+        output = Path(options.output or Path(folder, "model.safetensors"))
+        report = _write(options, model, library, output)
+        print(report)
+        if options.output:
+            print(f"written to {output}")
+        if how is not None:
+            print(f"uploaded: {push_model(model, output, options.model, report, how)}")
+
+
+def _write(options: argparse.Namespace, model: nn.Module, library: str, output: Path) -> Report:
+    from ghn_init.api import export
+
+    return export(
         model,
-        options.output,
+        output,
         name=options.model,
         library=library,
         method=options.method,
@@ -72,8 +100,19 @@ def _export(options: argparse.Namespace) -> None:
         progress=True,
         **_given(options, model),
     )
-    print(report)
-    print(f"written to {options.output}")
+
+
+def _upload(options: argparse.Namespace) -> Upload:
+    from ghn_init.loading.upload import Upload, repository_name
+
+    return Upload(
+        repository_name(options.push),
+        license=options.license,
+        private=options.private,
+        revision=options.revision,
+        message=options.message,
+        new_card=options.new_card,
+    )
 
 
 def _given(options: argparse.Namespace, model: nn.Module) -> dict[str, Any]:

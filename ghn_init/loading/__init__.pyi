@@ -11,3 +11,5 @@ from .hub import KNOWN as KNOWN
 from .load import load_default as load_default
 from .load import load_ghn as load_ghn
 from .locate import checkpoints_on_hub as checkpoints_on_hub
+from .sharing import push_to_hub as push_to_hub
+from .sharing import save as save

@@ -38,7 +38,8 @@ def convert(
     """Writes a checkpoint of any known layout as a safetensors file, whole or not at all.
 
     The weights are copied a few MB at a time, never held in memory. The metadata of the result
-    have the configuration, the defaults, and the name, revision and sha256 of the original.
+    have the configuration, the defaults, what the original says of its training, and the name,
+    revision and sha256 of the original.
 
     Arguments:
         name_or_path: as in `open_checkpoint`.
@@ -95,6 +96,7 @@ def convert_to_cache(weights: Weights, file: Unchanging) -> None:
 
 def _metadata(weights: Weights, digest: str) -> dict[str, str]:
     return {
+        **weights.history,
         **own_metadata(weights.config, weights.defaults),
         "ghn_init.source_sha256": digest,
         "ghn_init.source_layout": weights.layout,

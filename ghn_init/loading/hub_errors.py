@@ -27,9 +27,9 @@ class NotAvailable(GHNInitError):
 
 def explain(error: Exception, repository: str, file: str, revision: str | None) -> str:
     """What went wrong with a file of a repository, as a part of a sentence."""
-    names, status = _names(error), _status(error)
+    names, status = _names(error), status_of(error)
     if "OfflineModeIsEnabled" in names:
-        return "HF_HUB_OFFLINE is set; unset it to allow the download"
+        return "HF_HUB_OFFLINE is set; unset it to ask the Hub"
     if "RevisionNotFoundError" in names:
         return f"{repository} has no revision {revision!r}; leave it out for the newest"
     if is_missing(error):
@@ -70,7 +70,7 @@ def _explain_network(error: Exception, names: set[str]) -> str:
 def is_missing(error: Exception) -> bool:
     """Whether the Hub says that a repository has no such file."""
     names = _names(error)
-    known = "EntryNotFoundError" in names and _status(error) == 404
+    known = "EntryNotFoundError" in names and status_of(error) == 404
     return "RemoteEntryNotFoundError" in names or known
 
 
@@ -94,7 +94,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
     """The HTTP status in an exception or its causes."""
     for cause in _causes(error):
         status = getattr(getattr(cause, "response", None), "status_code", None)

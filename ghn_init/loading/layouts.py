@@ -20,7 +20,12 @@ import torch
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.config import Defaults, GHNConfig
 from ghn_init.hypernetwork.ghn import without_weights
-from ghn_init.loading.metadata import check_config, check_released_config, read_defaults
+from ghn_init.loading.metadata import (
+    HISTORY_KEYS,
+    check_config,
+    check_released_config,
+    read_defaults,
+)
 from ghn_init.loading.readers.safetensors_files import read_header
 from ghn_init.loading.readers.stored import Readable, StoredTensor, file_size, read_exactly
 from ghn_init.loading.readers.torch_files import (
@@ -125,6 +130,7 @@ class Weights:
     config: GHNConfig
     defaults: Defaults
     in_place: bool  # whether the file itself is canonical and can be memory-mapped
+    history: Mapping[str, str]  # what the metadata say of its training
 
 
 def read_weights(file: Readable) -> Weights:
@@ -145,7 +151,9 @@ def read_weights(file: Readable) -> Weights:
     check_released_config(contents.extras.get("config"), config)
     aligned = all(tensor.start % tensor.dtype.itemsize == 0 for tensor in tensors.values())
     in_place = contents.layout == "safetensors" and tensors == contents.tensors and aligned
-    return Weights(contents.layout, tensors, config, read_defaults(contents.metadata), in_place)
+    defaults = read_defaults(contents.metadata)
+    history = {key: contents.metadata[key] for key in HISTORY_KEYS if key in contents.metadata}
+    return Weights(contents.layout, tensors, config, defaults, in_place, history)
 
 
 def _rename(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -79,7 +79,7 @@ def locate(name_or_path: str | os.PathLike[str]) -> Found:
     return Found(asked, _regular(asked), os.path.abspath(asked), None)
 
 
-def _parse_hub_place(place: str) -> tuple[HubRepository, str]:
+def parse_hub_place(place: str) -> tuple[HubRepository, str]:
     """`hf-hub:organization/name[/path/file][@revision]` -> the repository, and the file or "".
 
     Raises:
@@ -97,7 +97,7 @@ def _parse_hub_place(place: str) -> tuple[HubRepository, str]:
 
 
 def _on_hub(place: str) -> Found:
-    repository, file = _parse_hub_place(place)
+    repository, file = parse_hub_place(place)
     file = file or _weights_among(repository.files(), place, f"hf-hub:{repository.name}/")
     return _downloaded(repository, file, place, with_config=True)
 
@@ -141,7 +141,7 @@ def checkpoints_on_hub(place: str) -> list[str]:
         raise GHNInitError(
             f"{place[:200]!r} is no place on the Hub: give hf-hub:ORGANIZATION/NAME."
         )
-    repository, folder = _parse_hub_place(place)
+    repository, folder = parse_hub_place(place)
     files = [file for file in repository.files() if file.startswith(folder and f"{folder}/")]
     at = f"@{repository.revision}" if repository.revision else ""
     return [f"hf-hub:{repository.name}/{file}{at}" for file in _checkpoints_among(files)]

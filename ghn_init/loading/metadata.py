@@ -17,6 +17,9 @@ CONFIG_KEY = "ghn_init.config"
 DEFAULTS_KEY = "ghn_init.defaults"
 TRAINING_KEY = "ghn_init.training"  # the configuration of the run that made it
 STEP_KEY = "ghn_init.step"  # of that run
+DATA_KEY = "ghn_init.data"  # how many images, classes and architectures it had
+
+HISTORY_KEYS = (TRAINING_KEY, STEP_KEY, DATA_KEY)
 
 LIBRARY_NAME = "ghn_init"
 """Of which `config.json` beside the weights says that it is ours; others are not looked into."""

@@ -167,7 +167,7 @@ class Trainer:
     def _go_on(self) -> None:
         """Bring the files to the step that was saved last, and say which it is."""
         step = self.state.step
-        self.folder.publish(self.state, self.ghn)
+        self.folder.publish(self.state, self.ghn, self.data)
         dropped = self.folder.cut_metrics(step)
         if self.quiet:
             return

@@ -26,6 +26,7 @@ from ghn_init.files import atomic_path, locked
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.images.batches import Images
 from ghn_init.loading.checkpoint import save_checkpoint
+from ghn_init.loading.metadata import DATA_KEY, STEP_KEY, TRAINING_KEY
 from ghn_init.train.config import TrainConfig, differences, from_json
 from ghn_init.train.evaluation import images_key
 from ghn_init.train.networks.nets import Net
@@ -109,7 +110,7 @@ class RunFolder:
             state, ghn, optimizer: of the run.
             data: see `trained_on`.
         """
-        self.save_ghn(state, ghn)
+        self.save_ghn(state, ghn, data)
         content = {
             **vars(state),
             "ghn": ghn.state_dict(),
@@ -120,9 +121,13 @@ class RunFolder:
         with atomic_path(self.state_file) as temporary:
             torch.save(content, temporary)
 
-    def save_ghn(self, state: State, ghn: GHN) -> None:
-        """Write the hypernetwork."""
-        about = {"ghn_init.training": self.config.to_json(), "ghn_init.step": str(state.step)}
+    def save_ghn(self, state: State, ghn: GHN, data: Mapping[str, Any]) -> None:
+        """Write the hypernetwork, and how it was made: model cards are written from that."""
+        about = {
+            TRAINING_KEY: self.config.to_json(),
+            STEP_KEY: str(state.step),
+            DATA_KEY: json.dumps({name: data[name] for name in _COUNTS}),
+        }
         weights = {name: t.detach().cpu() for name, t in ghn.state_dict().items()}
         save_checkpoint(self.ghn_file, weights, ghn.config, about, defaults=ghn.defaults)
 
@@ -158,15 +163,15 @@ class RunFolder:
                 f"{self.state_file} does not fit this run: {reason} {_OTHER}."
             ) from error
 
-    def publish(self, state: State, ghn: GHN) -> None:
+    def publish(self, state: State, ghn: GHN, data: Mapping[str, Any]) -> None:
         """Write the hypernetwork again where its file is not that of the state."""
         try:
             with safe_open(self.ghn_file, "pt") as file:
-                step = (file.metadata() or {}).get("ghn_init.step")
+                step = (file.metadata() or {}).get(STEP_KEY)
         except (OSError, SafetensorError):
             step = None
         if state.step and step != str(state.step):
-            self.save_ghn(state, ghn)
+            self.save_ghn(state, ghn, data)
 
     def cut_metrics(self, step: int) -> int:
         """Forget the metrics of steps that were made after the state was saved; their number."""
