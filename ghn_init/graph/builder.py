@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ghn_init.graph.attention import find_attentions
 from ghn_init.graph.elementwise import ELEMENTWISE
 from ghn_init.graph.graph import Graph
 from ghn_init.graph.heads import last_layers
@@ -66,6 +67,7 @@ def build_graph(model: nn.Module, recorded: Recording) -> Graph:
         factors=read.factors,
         normalized=frozenset(read.normalized),
         passages=read.passages,
+        attentions=find_attentions(read, live),
     )
 
 

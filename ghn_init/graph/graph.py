@@ -15,6 +15,8 @@ from ghn_init.names import grouped_by_reason
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ghn_init.graph.attention import Attention
+
 PRIMITIVES = (
     "max_pool",
     "avg_pool",
@@ -101,6 +103,7 @@ class Graph:
             spectral norm): their size does not matter.
         passages: what stands between nodes, by edge, where anything does. (Graphs are equal
             without them: an attention's scale is seen or not, as it is fused or not.)
+        attentions: which weights each attention's queries, keys and values come from.
     """
 
     nodes: tuple[Node, ...]
@@ -112,6 +115,7 @@ class Graph:
     factors: Mapping[str, float] = field(default_factory=dict)
     normalized: frozenset[str] = frozenset()
     passages: Mapping[tuple[int, int], Passage] = field(default_factory=dict, compare=False)
+    attentions: tuple[Attention, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -233,6 +237,7 @@ class Graph:
                 )
                 for edge, passage in self.passages.items()
             },
+            tuple(attention.with_prefix(prefix) for attention in self.attentions),
         )
 
     def summary(self) -> str:
