@@ -31,7 +31,7 @@ from ghn_init.methods.values import new_values, post_processing
 from ghn_init.methods.variants import Variant, parse_method
 from ghn_init.report import Report, report_of, untouched_report
 from ghn_init.version import __version__
-from ghn_init.weights.assignment import assign
+from ghn_init.weights.assignment import assign, write_buffers
 from ghn_init.weights.postprocess import without_factors
 from ghn_init.weights.spectral import update_spectral_norms
 from ghn_init.weights.tiling import repeated_all
@@ -201,11 +201,12 @@ def apply(
         **given,
         state=None if state is None else Path(state),
         silent=not progress,
+        example_inputs=example_inputs,
     )
     processing = post_processing(variant, hypernetwork)
     values = new_values(job, variant, processing)
     notes = (*([warning] if warning else []), *assign(model, values.tensors, seed))
-    buffers = update_spectral_norms(model, values.tensors)
+    buffers = (*write_buffers(model, values.buffers), *update_spectral_norms(model, values.tensors))
     report = report_of(job, variant, processing, kept, values, buffers, notes)
     return (model, report) if return_report else model
 

@@ -35,6 +35,7 @@ class Report:
         orth_start: L of the second paper, counted from 1; None without orthogonal step.
         written: parameters that got a new value.
         buffers: buffers that follow the new values, as spectral norm's u and v.
+        taken: for values from another model, which of its parameters each is taken from.
         postprocessed: those of the parameters written that got noise, the orthogonal step, or both.
         left: parameters that kept their own initialization, with the reason.
         rank_deficient: parameters that lacked full rank before the orthogonal step, which then
@@ -54,6 +55,7 @@ class Report:
     orth_start: int | None = None
     written: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    taken: Mapping[str, str] = field(default_factory=dict)
     postprocessed: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     rank_deficient: tuple[str, ...] = ()
@@ -96,6 +98,7 @@ class Report:
         if settings:
             lines.insert(1, ", ".join(settings))
         lines += [f"  left: {names}: {reason}" for names, reason in grouped_by_reason(self.left)]
+        lines += [f"  {name} <- {other}" for name, other in self.taken.items() if name != other]
         if self.buffers:
             lines.append(f"  written too: {abridged(self.buffers)}: follow the new weights")
         if self.rank_deficient:
@@ -152,7 +155,12 @@ def report_of(
         written=tuple(values.tensors),
         buffers=buffers,
         postprocessed=values.postprocessed,
-        left={n: kept.get(n, otherwise) for n in graph.shapes if n not in values.tensors},
+        taken=values.taken,
+        left={
+            name: kept.get(name) or values.left.get(name, otherwise)
+            for name in graph.shapes
+            if name not in values.tensors
+        },
         rank_deficient=values.rank_deficient,
         notes=(*notes, *graph.notes, *_token_notes(job, values.tensors), *values.notes),
     )

@@ -1,3 +1,4 @@
+from .method import Given as Given
 from .method import Job as Job
 from .method import Method as Method
 from .method import Refined as Refined

@@ -27,8 +27,9 @@ def kept_parameters(
 ) -> dict[str, str]:
     """Parameters that are left as they are, with the reason. Nothing is computed for them."""
     kept = unfit_parameters(model)
-    for name, reason in graph.left.items():
-        _leave(kept, [name], reason)
+    if not variant.method.source:  # a relative's parameters need no primitive
+        for name, reason in graph.left.items():
+            _leave(kept, [name], reason)
     if head == "keep":
         _leave(kept, graph.head_parameters, 'last layer kept (head="keep")')
     if ghn is not None:

@@ -35,6 +35,7 @@ class Job:
         tensors: the values that `refine` starts from. What is not among them has the model's own.
         state: a file in which a method that takes minutes keeps how far it is; None: none.
         silent: show no progress.
+        example_inputs: what the model was traced with; None: what `trace` tries.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Job:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     state: Path | None = None
     silent: bool = True
+    example_inputs: Any = None
 
     @property
     def layers(self) -> list[str]:
@@ -80,6 +82,25 @@ NEEDS = ("images", "labels", "source")
 
 
 @dataclass(frozen=True)
+class Given:
+    """Values, and what the report is to say of them.
+
+    Arguments:
+        tensors: the new values.
+        left: parameters that the method leaves, with the reason, where it has one of its own.
+        taken: for values from another model, where each is taken from.
+        notes: whatever else is out of the ordinary.
+        buffers: new values of buffers that belong to the new values, as running statistics do.
+    """
+
+    tensors: Values
+    left: Mapping[str, str] = field(default_factory=dict)
+    taken: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    buffers: Values = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Method:
     """An initialization, declared once: what it needs, what it does, and where it is from.
 
@@ -104,7 +125,7 @@ class Method:
     """
 
     name: str
-    values: Callable[[Job], Values] | None
+    values: Callable[[Job], Values | Given] | None
     summary: str = ""
     paper: str = ""
     hypernetwork: str | None = None

@@ -10,8 +10,11 @@ from types import MappingProxyType
 
 from ghn_init.errors import GHNInitError
 from ghn_init.methods.baselines import BASELINES
+from ghn_init.methods.frequency import FRONT
 from ghn_init.methods.hypernetworks import HYPERNETWORKS
 from ghn_init.methods.method import Method
+from ghn_init.methods.mimetic import MIMETIC
+from ghn_init.methods.selection import SELECT
 
 ENTRY_POINTS = "ghn_init.methods"
 """The group of entry points in which an installed package can offer a `Method` of its own."""
@@ -67,5 +70,5 @@ def load_installed_methods() -> None:
         register(method)
 
 
-for _method in (*HYPERNETWORKS, *BASELINES):
+for _method in (*HYPERNETWORKS, *BASELINES, MIMETIC, SELECT, FRONT):
     register(_method)

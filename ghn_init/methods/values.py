@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ghn_init.errors import GHNInitError
 from ghn_init.graph.graph import Graph
 from ghn_init.graph.isolation import plain_modes
 from ghn_init.hypernetwork.ghn import GHN
-from ghn_init.methods.method import Job, Method
+from ghn_init.methods.method import Given, Job, Method, Values
 from ghn_init.methods.variants import Variant
 from ghn_init.weights.branches import stabilize
 from ghn_init.weights.postprocess import PostProcessing, post_process, without_factors
@@ -37,12 +37,16 @@ class NewValues:
         postprocessed: names of those that got noise, the orthogonal step, or both.
         rank_deficient: names of those that lacked full rank before the orthogonal step.
         notes: for the report.
+        left, taken, buffers: of the method, see `Given`.
     """
 
     tensors: dict[str, Tensor]
-    postprocessed: tuple[str, ...]
-    rank_deficient: tuple[str, ...]
-    notes: tuple[str, ...]
+    postprocessed: tuple[str, ...] = ()
+    rank_deficient: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+    taken: Mapping[str, str] = field(default_factory=dict)
+    buffers: Values = field(default_factory=dict)
 
 
 def new_values(job: Job, variant: Variant, steps: PostProcessing) -> NewValues:
@@ -69,8 +73,11 @@ def new_values(job: Job, variant: Variant, steps: PostProcessing) -> NewValues:
 def _first_values(job: Job, method: Method, steps: PostProcessing) -> NewValues:
     """What the method itself gives, post-processed; nothing if it leaves the model's own."""
     if method.values is None:
-        return NewValues({}, (), (), ())
-    given = method.values(job)
+        return NewValues({})
+    found = method.values(job)
+    if isinstance(found, Given):
+        return _whole_values(found, job, method)
+    given = found
     _check_shapes(given, job.graph)
     values = {name: given[name].float() for name in job.writable if name in given}
     _check_finite(values, job, method)
@@ -80,6 +87,17 @@ def _first_values(job: Job, method: Method, steps: PostProcessing) -> NewValues:
     stable = stabilize(job.graph, tensors, own, scale=job.hypernetwork is not None)
     tensors = without_factors(tensors | dict(stable.tensors), job.graph)
     return NewValues(tensors, tuple(processed.tensors), processed.rank_deficient, stable.notes)
+
+
+def _whole_values(found: Given, job: Job, method: Method) -> NewValues:
+    """Of a method that gives whole parameters as they are to be, and says what becomes of each."""
+    _check_shapes(found.tensors, job.graph)
+    tensors = {name: found.tensors[name].float() for name in job.writable if name in found.tensors}
+    _check_finite(tensors, job, method)
+    taken = {name: found.taken[name] for name in tensors if name in found.taken}
+    return NewValues(
+        tensors, notes=found.notes, left=found.left, taken=taken, buffers=found.buffers
+    )
 
 
 def _check_shapes(values: Mapping[str, Tensor], graph: Graph) -> None:

@@ -114,6 +114,18 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], seed: int) -> tuple[
     return notes
 
 
+def write_buffers(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Write tensors into the buffers of that name and size, as `assign` does into parameters.
+
+    Returns: their names.
+    """
+    buffers = dict(model.named_buffers())
+    with torch.inference_mode(False), torch.no_grad():
+        for name, tensor in tensors.items():
+            buffers[name].copy_(tensor)
+    return tuple(tensors)
+
+
 # -- what can be written
 
 
