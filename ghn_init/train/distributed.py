@@ -1,7 +1,7 @@
-"""One process or many: gradients, losses and the hypernetwork shared over `torch.distributed`.
+"""One process or many: what they tell each other over `torch.distributed`.
 
-A process holds the gradient of its share of the loss, so the sum over all processes is the
-gradient of the whole meta-batch, also where the shares are not of one size.
+A process has its share of the loss, so what is summed over all processes is that of the whole
+meta-batch, also where the shares are not of one size. Gradients: see `parallel`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place."""
         if self.size > 1:
-            with _together():
+            with together():
                 dist.all_reduce(tensor)
         return tensor
 
@@ -50,20 +50,10 @@ class World:
             return asked
         return bool(self.sum(torch.tensor(float(asked), device=self.device)) > 0)
 
-    def sum_gradients(self, model: nn.Module) -> None:
-        """Sum the gradients of a model over all processes, as one tensor."""
-        if self.size == 1:
-            return
-        params = [p for p in model.parameters() if p.requires_grad]
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-        summed = self.sum(torch.cat([g.flatten() for g in grads]))
-        for p, piece in zip(params, summed.split([p.numel() for p in params]), strict=True):
-            p.grad = piece.view_as(p)
-
     def broadcast(self, model: nn.Module) -> None:
         """Give all processes the weights of the main one."""
         if self.size > 1:
-            with _together():
+            with together():
                 for tensor in model.state_dict().values():
                     dist.broadcast(tensor, src=0)
 
@@ -76,7 +66,7 @@ class World:
             return
         own = torch.stack([p.detach().double().sum() for p in model.parameters()])
         spread = torch.cat([own, -own])
-        with _together():
+        with together():
             dist.all_reduce(spread, op=dist.ReduceOp.MAX)
         if (spread[: len(own)] + spread[len(own) :]).abs().max() > 0:
             raise GHNInitError("the processes hold different weights. Resume the run.")
@@ -90,7 +80,7 @@ class World:
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
-            with _together():
+            with together():
                 dist.barrier()
 
 
@@ -116,7 +106,7 @@ def start(device: str | None = None) -> Iterator[World]:
     except (RuntimeError, AssertionError) as error:
         raise GHNInitError(f"cannot compute on {kind!r}: {str(error).splitlines()[0]}.") from error
     if size > 1:
-        with _together():
+        with together():
             dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     yield World(rank, size, where)
     if size > 1:  # not after an error: closing waits for processes that may be gone
@@ -124,11 +114,13 @@ def start(device: str | None = None) -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
+def together() -> Iterator[None]:
     """What all processes do in the block fails where one of them has ended."""
     try:
         yield
     except RuntimeError as error:
+        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            raise
         reason = str(error).splitlines()[0]
         raise GHNInitError(
             f"another process of this run has ended, or cannot be reached ({reason:.120}). The "

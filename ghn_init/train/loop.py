@@ -21,6 +21,7 @@ from ghn_init.train.init import initialize, parameter_groups
 from ghn_init.train.interruption import Interruption
 from ghn_init.train.logging import Logger
 from ghn_init.train.networks.nets import Net, TargetNetwork, load_nets
+from ghn_init.train.parallel import predictor
 from ghn_init.train.sampling import MetaBatches
 from ghn_init.train.state import RunFolder, State, trained_on
 from ghn_init.train.step import Timer, Totals, gradients
@@ -105,6 +106,7 @@ class Trainer:
         self.state = folder.load(self.ghn, self.optimizer, world.device, self.data)
         world.check_step(self.state.step)
         world.broadcast(self.ghn)
+        self.predict = predictor(self.ghn, world)
         self._set_threads()
 
     def run(self) -> Interruption | None:
@@ -126,7 +128,7 @@ class Trainer:
                     networks = next(meta_batches)
                 lr = learning_rate(config, state.step)
                 totals = gradients(
-                    self.ghn, networks, batch, config, state.step, timer, self.teacher
+                    self.ghn, networks, batch, config, state.step, timer, self.teacher, self.predict
                 )
                 with timer.part("update"):
                     norm, finite = self._update(totals, lr)
@@ -148,7 +150,6 @@ class Trainer:
 
         Returns: the norm of the gradient, and whether loss and gradient were finite.
         """
-        self.world.sum_gradients(self.ghn)
         self.world.sum(totals.values)
         norm = torch.nn.utils.clip_grad_norm_(self.ghn.parameters(), self.config.clip)
         finite = totals.finite and bool(torch.isfinite(norm))

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghn_init.hypernetwork.ghn import GHN
-from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.images.batches import Batch
 from ghn_init.seeds import seed_of
 from ghn_init.train.config import TrainConfig
+from ghn_init.train.distributed import together
 from ghn_init.train.networks.nets import TargetNetwork
+from ghn_init.train.parallel import Predict, Predictor
 from ghn_init.train.teacher import Teacher
-from ghn_init.weights.tiling import repeated_all
 
 
 class Timer:
@@ -105,6 +105,7 @@ def gradients(
     step: int,
     timer: Timer,
     teacher: Teacher | None = None,
+    predict: Predict | None = None,
 ) -> Totals:
     """Adds the gradient of the mean loss over a meta-batch to the hypernetwork.
 
@@ -116,6 +117,7 @@ def gradients(
         step: number of the step, for what is random in it.
         timer: counts the parts `predict`, `teacher`, `forward` and `backward`.
         teacher: whose soft labels are learned too.
+        predict: how the hypernetwork predicts; of many processes, what `parallel.predictor` gives.
 
     Returns: sums over the networks. Where one of them is not finite, gradients are meaningless.
     """
@@ -125,9 +127,7 @@ def gradients(
         ghn.device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False
     )
     with timer.part("predict"), autocast if gpus else contextlib.nullcontext():
-        graphs = [network.graph for _, network in networks]
-        blocks = predict_graphs(graphs, ghn)
-        predicted = [repeated_all(b, g.shapes) for b, g in zip(blocks, graphs, strict=True)]
+        predicted = (predict or Predictor(ghn))([network.graph for _, network in networks])
     totals = Totals()
     tensors: list[Tensor] = []
     grads: list[Tensor] = []
@@ -155,10 +155,10 @@ def gradients(
             if config.network_clip:
                 limit = config.network_clip / config.meta_batch
                 torch.nn.utils.clip_grad_norm_(leaves.values(), limit)
-        used = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-        tensors += [params[name] for name in used]
-        grads += used.values()
-    with timer.part("backward_ghn"):
+        # One that a network does not use has gradient 0: DistributedDataParallel waits for it.
+        tensors += params.values()
+        grads += (torch.zeros_like(p) if p.grad is None else p.grad for p in leaves.values())
+    with timer.part("backward_ghn"), together():
         torch.autograd.backward(tensors, grads)
     return totals
 

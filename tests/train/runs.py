@@ -49,3 +49,18 @@ def command(config: TrainConfig, out: Path, *more: str) -> list[str]:
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def ranks_of(agent: int) -> dict[int, int]:
+    """The process of each rank that a torchrun agent has started."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            status = (folder / "status").read_text()
+            if f"PPid:\t{agent}\n" in status:
+                environment = (folder / "environ").read_text().split("\0")
+                rank = next(e for e in environment if e.startswith("RANK="))
+                found[int(rank[5:])] = int(folder.name)
+        except (OSError, StopIteration):
+            continue
+    return found

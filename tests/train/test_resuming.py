@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import ALONE, ENVIRONMENT, OFTEN, command, metrics, same
+from runs import ALONE, ENVIRONMENT, OFTEN, command, metrics, ranks_of, same
 from safetensors import safe_open
 
 from ghn_init import GHNInitError
@@ -270,21 +270,6 @@ def processes(arguments: list[str], torchrun: bool) -> list[subprocess.Popen[str
         )
         for rank in range(2)
     ]
-
-
-def ranks_of(agent: int) -> dict[int, int]:
-    """The process of each rank that a torchrun agent has started."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            status = (folder / "status").read_text()
-            if f"PPid:\t{agent}\n" in status:
-                environment = (folder / "environ").read_text().split("\0")
-                rank = next(e for e in environment if e.startswith("RANK="))
-                found[int(rank[5:])] = int(folder.name)
-        except (OSError, StopIteration):
-            continue
-    return found
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes in /proc")
