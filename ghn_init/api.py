@@ -186,7 +186,8 @@ def apply(
         return (model, report) if return_report else model
     hypernetwork, warning = _hypernetwork(variant.method, ghn, device)
     if example_inputs is None and images is not None:
-        example_inputs = image_inputs(model, images[:2].to("meta"))
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+        example_inputs = image_inputs(model, images[:2].to("meta", dtype))
     graph = trace(model, example_inputs)
     kept = kept_parameters(
         model, graph, hypernetwork, variant, head, include_frozen, include_deliberate

@@ -7,6 +7,7 @@ not imported for it: until somebody imports timm, an import hook waits.
 
     timm.create_model("resnet50", pretrained_cfg="ghn3")            # and ghn3-orth, ghn2, ghn2-orth
     timm.create_model("resnet50", pretrained_cfg="ghn3:ghn3tm8")    # another checkpoint
+    timm.create_model("resnet50", pretrained_cfg="ghn3:noise=0")    # settings of the method
     timm.create_model("resnet50.ghn3-orth", num_classes=10)         # as a tag
 
 Where no size is to be guessed, `example_inputs=` (as in `trace`) is one more argument of the call.
@@ -15,6 +16,7 @@ Where no size is to be guessed, `example_inputs=` (as in `trace`) is one more ar
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -141,9 +143,12 @@ def _request(pretrained_cfg: object) -> tuple[str, str | None] | None:
     from ghn_init.methods.registry import METHODS
     from ghn_init.methods.variants import parse_method
 
-    method, _, checkpoint = pretrained_cfg.partition(":")
-    if method.partition("+")[0] not in METHODS:
+    name = re.split("[:+]", pretrained_cfg, maxsplit=1)[0]
+    if name not in METHODS:
         return None
+    method, _, checkpoint = pretrained_cfg.partition(":")
+    if checkpoint.partition("=")[0] in METHODS[name].settings:  # no checkpoint, but settings
+        method, checkpoint = pretrained_cfg, ""
     variant = parse_method(method)
     if variant.needs:
         needs = " and ".join(variant.needs)

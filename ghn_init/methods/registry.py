@@ -11,9 +11,13 @@ from types import MappingProxyType
 from ghn_init.errors import GHNInitError
 from ghn_init.methods.baselines import BASELINES
 from ghn_init.methods.frequency import FRONT
+from ghn_init.methods.gradinit import GRADINIT
 from ghn_init.methods.hypernetworks import HYPERNETWORKS
+from ghn_init.methods.lsuv import LSUV
+from ghn_init.methods.metainit import METAINIT
 from ghn_init.methods.method import Method
 from ghn_init.methods.mimetic import MIMETIC
+from ghn_init.methods.nio import NIO
 from ghn_init.methods.selection import SELECT
 
 ENTRY_POINTS = "ghn_init.methods"
@@ -70,5 +74,7 @@ def load_installed_methods() -> None:
         register(method)
 
 
-for _method in (*HYPERNETWORKS, *BASELINES, MIMETIC, SELECT, FRONT):
+for _method in (
+    *HYPERNETWORKS, *BASELINES, MIMETIC, LSUV, METAINIT, GRADINIT, NIO, SELECT, FRONT
+):  # fmt: skip
     register(_method)

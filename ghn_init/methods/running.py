@@ -17,7 +17,7 @@ from ghn_init.errors import GHNInitError
 MOST_IMAGES = 512
 """Images that commands give a method that needs some, where there are as many."""
 
-_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def check_images(images: Tensor | None, labels: Tensor | None) -> None:
@@ -80,7 +80,7 @@ def use_batch_statistics(model: nn.Module) -> None:
     """Evaluation mode, except for batch norms."""
     model.eval()
     for module in model.modules():
-        if isinstance(module, _BATCH_NORMS):
+        if isinstance(module, BATCH_NORMS):
             module.train()
 
 

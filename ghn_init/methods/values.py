@@ -14,7 +14,7 @@ from ghn_init.graph.isolation import plain_modes
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.methods.method import Given, Job, Method, Values
 from ghn_init.methods.variants import Variant
-from ghn_init.weights.branches import stabilize
+from ghn_init.weights.branches import Stabilized, stabilize
 from ghn_init.weights.postprocess import PostProcessing, post_process, without_factors
 from ghn_init.weights.tiling import repeated_all
 
@@ -53,7 +53,7 @@ def new_values(job: Job, variant: Variant, steps: PostProcessing) -> NewValues:
     """What the method gives for the parameters that may be written, post-processed and refined."""
     # Whatever default device the caller has set, what is drawn is drawn on the CPU.
     with plain_modes(), torch.no_grad(), torch.device("cpu"):
-        found = _first_values(job, variant.method, steps)
+        found = _first_values(job, variant, steps)
         if not variant.refines:
             return found
         tensors = repeated_all(found.tensors, job.graph.shapes)
@@ -70,8 +70,9 @@ def new_values(job: Job, variant: Variant, steps: PostProcessing) -> NewValues:
         return replace(found, tensors=tensors, notes=tuple(notes))
 
 
-def _first_values(job: Job, method: Method, steps: PostProcessing) -> NewValues:
+def _first_values(job: Job, variant: Variant, steps: PostProcessing) -> NewValues:
     """What the method itself gives, post-processed; nothing if it leaves the model's own."""
+    method = variant.method
     if method.values is None:
         return NewValues({})
     found = method.values(job)
@@ -84,7 +85,10 @@ def _first_values(job: Job, method: Method, steps: PostProcessing) -> NewValues:
     processed = post_process(job.graph, values, steps, job.generator)
     tensors = values | processed.tensors
     own = dict(job.model.named_parameters())
-    stable = stabilize(job.graph, tensors, own, scale=job.hypernetwork is not None)
+    scale = job.hypernetwork is not None
+    stable = Stabilized({}, ())
+    if scale or not variant.refines:  # what only warns of sizes would warn too early
+        stable = stabilize(job.graph, tensors, own, scale)
     tensors = without_factors(tensors | dict(stable.tensors), job.graph)
     return NewValues(tensors, tuple(processed.tensors), processed.rank_deficient, stable.notes)
 
