@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ghn_init import load_ghn
+from ghn_init import GHN, load_ghn
 from ghn_init.analysis import LazyModels, diagnose, diversity, draw, embed, load_model
 
 GALLERY = Path(__file__).parent / "gallery"
@@ -31,6 +31,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ghn", default="ghn3xlm16", metavar="CHECKPOINT", help="name or path")
     parser.add_argument("--methods", default=",".join(METHODS), help="default: %(default)s")
+    parser.add_argument("--before", metavar="CHECKPOINT", help="an earlier one: the map of the "
+                        "architectures is drawn with it as well")  # fmt: skip
     options = parser.parse_args()
     methods = options.methods.split(",")
     GALLERY.mkdir(exist_ok=True)
@@ -48,15 +50,22 @@ def main() -> None:
     if ghn is None:
         return
 
-    models = LazyModels(ARCHITECTURES, "torchvision")
-    embedding = embed(models, ghn, column="family", values=models.families(), progress=True)
-    embedding.save(GALLERY / "embed.png")
-    print(embedding.table())
+    draw_map(ghn, GALLERY / "embed.png")
+    if options.before:
+        draw_map(load_ghn(options.before), GALLERY / "embed_before.png")
 
     resnets = LazyModels(("resnet18", "resnet34", "resnet50"), "torchvision")
     result = diversity(resnets, methods, ghn=ghn, progress=True)
     result.save(GALLERY / "diversity.png")
     print(result.table())
+
+
+def draw_map(ghn: GHN, path: Path) -> None:
+    """Thirty architectures as a hypernetwork sees them."""
+    models = LazyModels(ARCHITECTURES, "torchvision")
+    embedding = embed(models, ghn, column="family", values=models.families(), progress=True)
+    embedding.save(path)
+    print(embedding.table())
 
 
 if __name__ == "__main__":
