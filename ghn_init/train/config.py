@@ -85,8 +85,9 @@ class TrainConfig:
         own_images: give every architecture of a step images of its own; otherwise all see the
             same, as in the papers. Most of a step's noise is that of its images.
         augment: crop: random crops, every other one mirrored; mirror: only that; or none.
-        lr: learning rate of AdamW.
-        weight_decay: of AdamW.
+        optimizer: adamw; or another of `timm.optim.list_optimizers()`, such as lamb, adam or sgd.
+        lr: learning rate.
+        weight_decay: of the optimizer.
         warmup: steps in which the learning rate rises linearly.
         cooldown: 0: the learning rate follows a cosine to 0. Otherwise it stays constant, and
             falls linearly to 0 in the last N steps; such a run can be made longer afterwards.
@@ -129,6 +130,7 @@ class TrainConfig:
     batch_size: Count = 64
     own_images: bool = False
     augment: Annotated[str, OneOf(AUGMENTATIONS)] = "crop"
+    optimizer: str = "adamw"
     lr: Positive = 4e-4
     weight_decay: NotNegative = 1e-2
     warmup: Whole = 500
@@ -190,6 +192,8 @@ class Schedule:
 
     Arguments:
         save_every: steps between two checkpoints.
+        keep_every: steps between two hypernetworks that are kept beside the last one, as
+            ghn-STEP.safetensors; 0: none is.
         log_every: steps between two lines of metrics.
         workers: processes that build networks ahead; 0: the training process itself.
         threads: of each process on the CPU, which may change the last digits; 0: as many as the
@@ -201,6 +205,7 @@ class Schedule:
     """
 
     save_every: Count = 250
+    keep_every: Whole = 0
     log_every: Count = 10
     workers: Whole = 0
     threads: Whole | None = None

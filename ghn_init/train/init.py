@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -14,9 +12,6 @@ from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.loading.load import load_ghn
 from ghn_init.seeds import seed_of
 from ghn_init.train.config import TrainConfig
-
-_REFERENCE_FAN_IN = 64
-_EMBEDDING_FACTOR = 0.1
 
 _FIRST_SCALE = 0.1
 """Of the first predictions, before they are scaled to their fan-in: at 1, networks without
@@ -48,27 +43,6 @@ def initialize(config: TrainConfig, num_classes: int) -> GHN:
         else:
             _small(ghn.decoder.conv[2])
     return ghn
-
-
-def parameter_groups(ghn: GHN, config: TrainConfig) -> list[dict[str, Any]]:
-    """The hypernetwork's parameters as an optimizer takes them, with their `lr_factor`.
-
-    With muP and Adam, the learning rate of a matrix is inversely proportional to its fan-in, so
-    that no layer changes what it computes faster than the others do. Factors are relative to a
-    fan-in of 64; embeddings, which are looked up, take a tenth.
-    """
-    if config.parametrization == "standard":
-        return [{"params": list(ghn.parameters()), "lr_factor": 1.0}]
-    factors: dict[float, list[nn.Parameter]] = {}
-    for module in ghn.modules():
-        for parameter in module.parameters(recurse=False):
-            factor = 1.0
-            if isinstance(module, nn.Embedding):
-                factor = _EMBEDDING_FACTOR
-            elif parameter.dim() in (2, 4):  # a matrix, or one for every kernel position
-                factor = _REFERENCE_FAN_IN / parameter.shape[-1]
-            factors.setdefault(factor, []).append(parameter)
-    return [{"params": params, "lr_factor": factor} for factor, params in factors.items()]
 
 
 def _copy(source: GHN, config: GHNConfig) -> GHN:

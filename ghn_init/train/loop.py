@@ -17,10 +17,11 @@ from ghn_init.images.split import load_images
 from ghn_init.schedule import warmup_cosine
 from ghn_init.train.config import TRAIN_SPLITS, Schedule, TrainConfig
 from ghn_init.train.distributed import World
-from ghn_init.train.init import initialize, parameter_groups
+from ghn_init.train.init import initialize
 from ghn_init.train.interruption import Interruption
 from ghn_init.train.logging import Logger
 from ghn_init.train.networks.nets import Net, TargetNetwork, load_nets
+from ghn_init.train.optimizer import make_optimizer
 from ghn_init.train.parallel import predictor
 from ghn_init.train.sampling import MetaBatches
 from ghn_init.train.state import RunFolder, State, trained_on
@@ -97,10 +98,7 @@ class Trainer:
         if self.teacher is not None:
             self.data |= self.teacher.key
         self.ghn = initialize(config, len(self.images.classes)).to(world.device)
-        groups = parameter_groups(self.ghn, config)
-        self.optimizer = torch.optim.AdamW(
-            groups, config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(self.ghn, config)
         self.timer = Timer(world.device, schedule.profile)
         world.wait()  # the main process has checked the folder
         self.state = folder.load(self.ghn, self.optimizer, world.device, self.data)
@@ -140,6 +138,8 @@ class Trainer:
                 every = state.step % self.schedule.save_every == 0
                 if every or stopping or state.step == config.steps:
                     self._save()
+                if self._keeps(state.step):
+                    self.folder.save_ghn(state, self.ghn, self.data, f"ghn-{state.step}")
                 if stopping:
                     return interruption
         self.world.wait()
@@ -159,6 +159,11 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm, finite
+
+    def _keeps(self, step: int) -> bool:
+        """Whether this process writes a hypernetwork that stays, after this step."""
+        every = self.schedule.keep_every
+        return bool(every) and step % every == 0 and self.world.is_main
 
     def _save(self) -> None:
         self.world.check_same(self.ghn)

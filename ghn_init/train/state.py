@@ -121,7 +121,7 @@ class RunFolder:
         with atomic_path(self.state_file) as temporary:
             torch.save(content, temporary)
 
-    def save_ghn(self, state: State, ghn: GHN, data: Mapping[str, Any]) -> None:
+    def save_ghn(self, state: State, ghn: GHN, data: Mapping[str, Any], name: str = "ghn") -> None:
         """Write the hypernetwork, and how it was made: model cards are written from that."""
         about = {
             TRAINING_KEY: self.config.to_json(),
@@ -129,7 +129,9 @@ class RunFolder:
             DATA_KEY: json.dumps({name: data[name] for name in _COUNTS}),
         }
         weights = {name: t.detach().cpu() for name, t in ghn.state_dict().items()}
-        save_checkpoint(self.ghn_file, weights, ghn.config, about, defaults=ghn.defaults)
+        save_checkpoint(
+            self.path / f"{name}.safetensors", weights, ghn.config, about, defaults=ghn.defaults
+        )
 
     def load(
         self,

@@ -21,11 +21,12 @@ from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.images import load_images
 from ghn_init.loading import convert
 from ghn_init.train import loop
-from ghn_init.train.config import TrainConfig, from_json
+from ghn_init.train.config import Schedule, TrainConfig, from_json
 from ghn_init.train.distributed import World, start
-from ghn_init.train.init import initialize, parameter_groups
+from ghn_init.train.init import initialize
 from ghn_init.train.loop import learning_rate, train
 from ghn_init.train.networks.nets import load_nets
+from ghn_init.train.optimizer import make_optimizer, parameter_groups
 from ghn_init.train.sampling import MetaBatches
 from ghn_init.train.step import Timer, Totals, gradients
 from ghn_init.weights.tiling import repeated_all
@@ -307,3 +308,32 @@ def test_one_network_cannot_outweigh_the_others(config: MakeConfig) -> None:
         norms.append(torch.nn.utils.get_total_norm([p.grad for p in ghn.parameters()]).item())
         ghn.zero_grad()
     assert 0 < norms[1] < norms[0] / 10
+
+
+@pytest.mark.parametrize("name", ["sgd", "lamb", "adam"])
+def test_another_optimizer_of_timm(config: MakeConfig, tmp_path: Path, name: str) -> None:
+    run = config(optimizer=name, parametrization="mup", steps=2)
+    train(run, tmp_path, ALONE, OFTEN)
+    assert len(metrics(tmp_path)) == 2
+    before = initialize(run, 2).state_dict()
+    assert any(not torch.equal(t, before[n]) for n, t in weights(tmp_path).items())
+    factors = {group["lr_factor"] for group in make_optimizer(initialize(run, 2), run).param_groups}
+    assert len(factors) > 1
+
+
+def test_an_unknown_optimizer(config: MakeConfig) -> None:
+    run = config(optimizer="adamn")
+    with pytest.raises(GHNInitError, match=r"'adamn' cannot be used .*: give one of timm\.optim"):
+        make_optimizer(initialize(run, 2), run)
+
+
+def test_hypernetworks_can_be_kept(config: MakeConfig, tmp_path: Path) -> None:
+    run = config(steps=5, cooldown=1)
+    train(run, tmp_path, ALONE, Schedule(save_every=3, keep_every=2, log_every=1, quiet=True))
+    assert sorted(path.name for path in tmp_path.glob("ghn*")) == [
+        *("ghn-2.safetensors", "ghn-4.safetensors", "ghn.safetensors"),
+    ]
+    two, four = (load_ghn(tmp_path / f"ghn-{step}.safetensors").state_dict() for step in (2, 4))
+    assert any(not torch.equal(tensor, four[name]) for name, tensor in two.items())
+    train(replace(run, steps=2, cooldown=1), tmp_path / "two", ALONE, OFTEN)
+    assert all(torch.equal(t, two[name]) for name, t in weights(tmp_path / "two").items())
