@@ -122,7 +122,7 @@ def _recipe(run: Run) -> Iterator[tuple[str, str]]:
     yield "architectures", f"{nets}`{training.get('space')}` (`{training.get('nets')}`)"
     if training.get("start_from"):
         yield "trained further from", f"`{training['start_from']}`"
-    yield "steps", f"{run.step} of {training.get('steps')}"
+    yield "steps", " of ".join(str(n) for n in (run.step, training.get("steps")) if n is not None)
     batch = f"{training.get('meta_batch')} architectures and {training.get('batch_size')} images"
     yield "in a step", batch
     if run.seconds is not None:

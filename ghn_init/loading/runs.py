@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.config import Origin
-from ghn_init.loading.locate import CONFIG_FILE
+from ghn_init.loading.locate import CONFIG_FILE, HUB_PLACES
 from ghn_init.loading.metadata import DATA_KEY, STEP_KEY, TRAINING_KEY, read_folder_config
 
 METRICS_FILE = "metrics.jsonl"
@@ -94,7 +95,7 @@ class Run:
                 words.append(option)
             elif value is not None and value is not False:
                 values = value if isinstance(value, list) else [value]
-                words.append(" ".join([option, *map(str, values)]))
+                words.append(shlex.join([option, *map(str, values)]))
         return " \\\n  ".join(words)
 
 
@@ -108,17 +109,17 @@ def read_run(
 
     Arguments:
         metadata: of the hypernetwork's file.
-        origin: of the hypernetwork; its folder is looked into where it is a run's.
+        origin: of the hypernetwork; its folder is looked into where it is that run's.
         folder: of the run. None: the one in `origin`.
         tensors: of the hypernetwork, by which its evaluations are known.
 
     Raises:
         GHNInitError: `folder` was given and is no run's, or the metadata is damaged.
     """
-    path = Path(folder) if folder is not None else _folder_of(origin)
     if folder is not None and not (Path(folder) / METRICS_FILE).is_file():
         raise GHNInitError(f"{os.fspath(folder)} is no folder of a run: it has no {METRICS_FILE}.")
     training = _json(metadata, TRAINING_KEY)
+    path = Path(folder) if folder is not None else _folder_of(origin, training)
     step = int(metadata[STEP_KEY]) if metadata.get(STEP_KEY, "").isdecimal() else None
     if path is None:
         return Run(_without_folders(training), step, _json(metadata, DATA_KEY))
@@ -136,12 +137,13 @@ def read_run(
     )
 
 
-def _folder_of(origin: Origin) -> Path | None:
-    """The folder of the file, if it is a run's."""
-    path = Path(origin.source)
-    if not path.is_absolute() or not (path.parent / METRICS_FILE).is_file():
+def _folder_of(origin: Origin, training: Mapping[str, Any]) -> Path | None:
+    """The folder of the file, if it is that of the run with these settings."""
+    folder = Path(origin.source).parent
+    beside = [folder / name for name in (METRICS_FILE, CONFIG_FILE)]
+    if not Path(origin.source).is_absolute() or not all(path.is_file() for path in beside):
         return None
-    return path.parent if (path.parent / CONFIG_FILE).is_file() else None
+    return folder if training == read_folder_config(beside[1]) else None
 
 
 def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
@@ -158,7 +160,8 @@ def _without_folders(training: Mapping[str, Any]) -> dict[str, Any]:
     """Settings in which a path of this machine has only its last part."""
     shown = dict(training)
     for name in _PATHS:
-        if isinstance(value := shown.get(name), str):
+        value = shown.get(name)
+        if isinstance(value, str) and not value.startswith(HUB_PLACES):
             kind, colon, path = value.rpartition(":")
             if PurePath(path).is_absolute() or len(PurePath(path).parts) > 1:
                 shown[name] = kind + colon + PurePath(path).name
@@ -188,11 +191,13 @@ def _mean(lines: list[dict[str, Any]], name: str) -> float | None:
 
 def _evaluated(folder: Path, tensors: Mapping[str, Tensor]) -> Iterator[Evaluated]:
     """The results of `ghn-init train eval -o` in the folder, or in a folder in it."""
-    digest = sum(float(tensor.double().abs().sum()) for tensor in tensors.values())
+    digest: float | None = None
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         try:
             content = json.loads(path.read_bytes())
             about, rows = content["evaluation"], content["accuracies"]
+            if digest is None:  # as in `ghn_init.train.evaluation`
+                digest = sum(float(tensor.double().abs().sum()) for tensor in tensors.values())
             same = math.isclose(about["ghn"], digest, rel_tol=1e-9)
             columns = list(zip(*rows, strict=True)) if same else []
             if columns:

@@ -18,7 +18,10 @@ from ghn_init.cli.main import _parser
 from ghn_init.cli.main import main as ghn_init_main
 from ghn_init.cli.options import from_options
 from ghn_init.errors import GHNInitError
+from ghn_init.hypernetwork.config import Origin
 from ghn_init.loading import convert
+from ghn_init.loading.metadata import TRAINING_KEY
+from ghn_init.loading.runs import read_run
 from ghn_init.train.config import TrainConfig
 from ghn_init.train.loop import train
 
@@ -92,6 +95,22 @@ def _check_card(card: str, settings: TrainConfig, folder: Path) -> None:
     again = from_options(TrainConfig, options, steps=options.max_steps)
     shown = {"nets": Path(settings.nets).name, "data": f"imagefolder:{Path(settings.data).name}"}
     assert vars(again) == vars(settings) | shown  # the command makes the same run
+
+
+def test_places_on_the_hub_are_said_in_full(
+    config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """Only paths of this machine are cut; a run in a folder that is not its own is not told."""
+    training = json.loads(config(start_from="hf-hub:me/before@main").to_json())
+    known = read_run({TRAINING_KEY: json.dumps(training)}, Origin(), None, {})
+    assert known.training["start_from"] == "hf-hub:me/before@main"
+    assert known.training["nets"] == Path(training["nets"]).name
+    for name, text in (("config.json", "{}"), ("metrics.jsonl", '{"step": 3, "loss": 1}\n')):
+        (tmp_path / name).write_text(text)
+    origin = Origin(source=str(tmp_path / "other.safetensors"))
+    assert read_run({TRAINING_KEY: json.dumps(training)}, origin, None, {}) == known
+    (tmp_path / "config.json").write_text(json.dumps(training))
+    assert read_run({TRAINING_KEY: json.dumps(training)}, origin, None, {}).loss == 1
 
 
 def _lines(folder: Path) -> list[str]:
