@@ -220,6 +220,7 @@ def predict(
     head: str = "auto",
     seed: int = 0,
     example_inputs: Any = None,
+    differentiable: bool = False,
 ) -> Any:
     """Predict a model's parameters; the model is not touched, and no noise is added.
 
@@ -230,19 +231,27 @@ def predict(
         head: as in `apply`.
         seed: of the class tokens' rows in positional embeddings, the only random values.
         example_inputs: as in `trace`, for every model.
+        differentiable: let gradients flow from the tensors to the hypernetwork's weights, to train
+            it through `torch.func.functional_call(model, tensors, inputs)` (GHN-3 paper, Eq. 2).
 
     Returns: `{parameter name: tensor}` on the hypernetwork's device, in float32; for a list of
         models a list of them. Parameters that cannot be predicted are missing: `graph.left`
         has the reasons.
 
     Raises:
-        GHNInitError: on any bad argument, model, input or checkpoint.
+        GHNInitError: on any bad argument, model, input or checkpoint; or gradients are asked for
+            where no weight of the hypernetwork takes them.
     """
     _check_choice("head", head, HEADS)
     models = [model] if isinstance(model, nn.Module) else list(model)
     if not models:
         raise GHNInitError("model is an empty list: give at least one model.")
     hypernetwork = ghn if isinstance(ghn, GHN) else load_ghn(ghn)
+    if differentiable and not any(p.requires_grad for p in hypernetwork.parameters()):
+        raise GHNInitError(
+            "differentiable=True, and all weights of the hypernetwork are frozen: give "
+            "ghn=load_ghn(..., trainable=True)."
+        )
     if graph is None:
         graphs = [trace(m, example_inputs) for m in models]
     else:
@@ -250,7 +259,7 @@ def predict(
     if len(graphs) != len(models):
         raise GHNInitError(f"{len(models)} models and {len(graphs)} graphs: give one graph each.")
     wanted = [g.shapes.keys() - kept_head(g, hypernetwork, head) for g in graphs]
-    with plain_modes(), torch.no_grad(), torch.device("cpu"):
+    with plain_modes(), torch.set_grad_enabled(differentiable), torch.device("cpu"):
         found = predict_graphs(graphs, hypernetwork, wanted, seed)
         params = [without_factors(f, g) for f, g in zip(found, graphs, strict=True)]
         whole = [repeated_all(p, g.shapes) for p, g in zip(params, graphs, strict=True)]

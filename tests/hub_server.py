@@ -113,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         if writes:
             return self._write(body)
         if self.path.startswith(f"/api/models/{hub.repository}"):
-            return self._list(self.path.partition("/revision/")[2] or "main")
+            path, _, _ = self.path.partition("?")
+            return self._list(path.partition("/revision/")[2] or "main")
         self._fail(404, "RepoNotFound")
 
     def _be_silent(self) -> None:

@@ -22,6 +22,7 @@ def load_ghn(
     *,
     sha256: str | None = None,
     dtype: torch.dtype = torch.float32,
+    trainable: bool = False,
 ) -> GHN:
     """Load a graph hypernetwork.
 
@@ -40,8 +41,10 @@ def load_ghn(
         dtype: `torch.float32` (default), or `torch.bfloat16` for half the memory: predictions are
             then computed in bfloat16, and returned in float32. A file that `ghn-init convert
             --dtype bfloat16` has written is memory-mapped as it is.
+        trainable: let the weights take gradients, and hold them in memory of their own; see
+            `differentiable` of `ghn_init.predict`.
 
-    Returns: the hypernetwork in evaluation mode, its weights frozen.
+    Returns: the hypernetwork in evaluation mode, its weights frozen unless they are `trainable`.
 
     Raises:
         GHNInitError: another dtype, no such device, an unknown name, a file that is missing,
@@ -56,8 +59,10 @@ def load_ghn(
     ghn = without_weights(
         checkpoint.config, checkpoint.name, checkpoint.origin, checkpoint.defaults
     )
+    if trainable:
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     ghn.load_state_dict(tensors, assign=True)
-    return ghn.requires_grad_(False).eval()
+    return ghn.requires_grad_(trainable).eval()
 
 
 def load_default(arch: str, device: str | torch.device = "cpu") -> tuple[GHN, str]:
