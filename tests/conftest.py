@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hub_server import set_constants
 
 from ghn_init import GHN, GHNConfig
 from ghn_init.loading import cache as cache_module
@@ -33,6 +35,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("GHN_INIT_CACHE", str(folder))
     monkeypatch.setattr(cache_module, "_temporary", None)
     return folder
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As with HF_HUB_OFFLINE in the environment, which huggingface_hub reads at its import."""
+    from huggingface_hub import utils
+
+    forget = getattr(utils, "reset_sessions", lambda: None)  # before 1.0 they are kept
+    set_constants(monkeypatch, HF_HUB_OFFLINE=True)
+    forget()
+    yield
+    forget()
 
 
 @pytest.fixture

@@ -292,6 +292,11 @@ def turn_to(
     }
     if seconds is not None:
         values |= {"HF_HUB_ETAG_TIMEOUT": seconds, "HF_HUB_DOWNLOAD_TIMEOUT": seconds}
+    set_constants(monkeypatch, **values)
+
+
+def set_constants(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
+    """Sets constants of huggingface_hub for a test, in all of its modules that have a copy."""
     for name in ("constants", "file_download", "hf_api", "_commit_api", "lfs"):
         importlib.import_module(f"huggingface_hub.{name}")
     for name, module in list(sys.modules.items()):

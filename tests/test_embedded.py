@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +18,6 @@ import torch
 import torchvision
 from checkpoint_files import GHN3, as_joblib, as_safetensors, tiny_state
 from hub_server import Hub, serve, turn_to
-from huggingface_hub import constants
 from safetensors import safe_open
 
 import ghn_init
@@ -82,9 +79,8 @@ def test_without_a_network_the_default_is_the_embedded_one() -> None:
     assert "the Hub cannot be reached" in str(report)
 
 
-@pytest.mark.usefixtures("no_hub")
-def test_a_named_checkpoint_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # no need to try five times
+@pytest.mark.usefixtures("no_hub", "offline")
+def test_a_named_checkpoint_is_never_replaced() -> None:
     net = model()
     before = {name: p.clone() for name, p in net.named_parameters()}
     with pytest.raises(GHNInitError, match=r"'ghn3xlm16' is not in the cache .* ghn='embedded'"):
@@ -190,39 +186,6 @@ def test_export_on_a_machine_without_network(tmp_path: Path) -> None:
     assert "checkpoint embedded" in result.stdout
     with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
         assert file.metadata()["checkpoint"] == "embedded"
-
-
-def test_it_is_installed_with_the_package(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", "70.1", reason="no setuptools that builds a wheel by itself")
-    for name in ("ghn_init", "checkpoints", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        source = ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, tmp_path / name)
-    build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
-    (tmp_path / "dist").mkdir()
-    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        archive.extractall(tmp_path / "installed")
-    modules = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "ghn_init").rglob("*.py")
-        if "__pycache__" not in path.parts
-    }
-    assert modules
-    assert modules <= names
-    assert {f"ghn_init/checkpoints/ghn3-cifar10.{kind}" for kind in ("safetensors", "md")} <= names
-    find = "from ghn_init.loading.embedded import embedded_path; print(embedded_path())"
-    found = subprocess.run(
-        [sys.executable, "-c", find],
-        cwd=tmp_path / "installed",
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    expected = tmp_path / "installed/ghn_init/checkpoints/ghn3-cifar10.safetensors"
-    assert Path(found.stdout.strip()).samefile(expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

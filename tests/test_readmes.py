@@ -123,11 +123,10 @@ def test_shown_output_is_what_is_printed(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the default checkpoint")
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("cache", "offline")
 def test_python_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The Python blocks of the README, one after the other; without a network."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = timm.create_model("resnet10t", num_classes=10)
     names = {"model": model, "torch": torch, "batches": [torch.randn(4, 3, 32, 32)]}
     found = [text for path, text in blocks("python") if path == ROOT / "README.md"]
