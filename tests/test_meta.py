@@ -21,8 +21,14 @@ from ghn_init.weights.places import held_tensors
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.device("meta"):
-        return build()
+    """A model that has no numbers. Older libraries cannot build theirs so: they read drop rates."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta tensor" in str(error):
+            pytest.skip(f"the library cannot build it on meta: {error}")
+        raise
 
 
 def left_on_meta(model: nn.Module) -> list[object]:
