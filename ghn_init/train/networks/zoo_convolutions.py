@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from timm.layers.create_act import get_act_layer
 from timm.layers.create_norm import get_norm_layer
+from timm.layers.norm import GroupNorm
 from timm.models import efficientnet as timm_efficientnet
 from timm.models import mobilenetv3 as timm_mobilenetv3
 from timm.models import regnet as timm_regnet
@@ -26,8 +27,13 @@ from torchvision.models.vgg import VGG, make_layers
 
 from ghn_init.train.networks.zoo_sizes import ACTIVATIONS, NORMS, Arguments, Sizes, set_stem
 
-_norm_layer: Any = get_norm_layer
-_decoded: Any = decode_arch_def  # timm has no types for these two
+_decoded: Any = decode_arch_def  # timm has no types for it
+
+
+def _norm_layer(name: str) -> Any:
+    """By name. Where an activation follows, timm 1.0.9 takes GroupNorm1 for one of 32 groups."""
+    return partial(GroupNorm, num_groups=1) if name == "groupnorm1" else get_norm_layer(name)
+
 
 # -- ResNet, ResNeXt, wide and squeeze-and-excitation ResNets
 
@@ -84,7 +90,7 @@ def resnet(
     )
     if stem != "imagenet":
         set_stem(model, "conv1.0" if deep_stem else "conv1", 3, 1 if stem == "small" else 2)
-        model.set_submodule("maxpool", nn.Identity())
+        model.maxpool = nn.Identity()
     return model
 
 
@@ -168,7 +174,7 @@ def densenet(
     model = DenseNet(growth, tuple(blocks), num_classes, bn_size=bottleneck, act_layer=act)
     if stem != "imagenet":
         set_stem(model, "features.conv0", 3, 1 if stem == "small" else 2)
-        model.set_submodule("features.pool0", nn.Identity())
+        model.features.pool0 = nn.Identity()
     return model
 
 

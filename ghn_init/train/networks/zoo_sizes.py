@@ -70,4 +70,5 @@ def set_stem(model: nn.Module, name: str, kernel: int, stride: int = 1) -> None:
     new = nn.Conv2d(
         old.in_channels, old.out_channels, kernel, stride, padding, bias=old.bias is not None
     )
-    model.set_submodule(name, new)
+    parent, _, own_name = name.rpartition(".")
+    setattr(model.get_submodule(parent), own_name, new)  # torch 2.4 has no `set_submodule`
