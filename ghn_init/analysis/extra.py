@@ -12,10 +12,10 @@ def plot_extra(module: str) -> Any:
     """Import a module of matplotlib or scipy.
 
     Raises:
-        GHNInitError: it is not installed; the message says how to install the extra.
+        GHNInitError: it is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
-        raise GHNInitError(f"this needs {package}: pip install 'ghn-init[plot]'.") from error
+        raise GHNInitError(f"this needs {package}: pip install matplotlib scipy.") from error

@@ -54,6 +54,10 @@ def _finish(result: Result, options: argparse.Namespace) -> None:
     """Print a result, and write its picture where one is asked for."""
     if options.output is not None:
         result.save(options.output)
+    _print(result, options)
+
+
+def _print(result: Result, options: argparse.Namespace) -> None:
     print(result.to_json() if options.json else result.table())
     if options.output is not None and not options.json:
         print(f"written to {options.output}")
@@ -102,17 +106,25 @@ def _draw(options: argparse.Namespace) -> None:
     from ghn_init.analysis.drawing import draw
     from ghn_init.loading.load import load_ghn
     from ghn_init.models import create_model, short_name
+    from ghn_init.progress import Progress
 
-    model, _ = create_model(options.model, options.library, options.num_classes)
     shape = options.input_shape
-    result = draw(
-        model,
-        ghn=load_ghn(options.ghn or _default_at_hand(), "meta"),  # what it predicts has no numbers
-        head=options.head,
-        name=short_name(options.model),
-        example_inputs=None if shape is None else torch.empty(2, *shape, device="meta"),
-    )
-    _finish(result, options)
+    with Progress(3, "step") as line:
+        model, _ = create_model(options.model, options.library, options.num_classes)
+        ghn = load_ghn(options.ghn or _default_at_hand(), "meta")  # what it predicts has no numbers
+        line.step(done="model")
+        result = draw(
+            model,
+            ghn=ghn,
+            head=options.head,
+            name=short_name(options.model),
+            example_inputs=None if shape is None else torch.empty(2, *shape, device="meta"),
+        )
+        line.step(done="graph")
+        if options.output is not None:
+            result.save(options.output)
+        line.step(done="picture")
+    _print(result, options)
 
 
 def _default_at_hand() -> str:

@@ -1,4 +1,4 @@
-"""Train graph hypernetworks: architectures, images, a trainer, an evaluation (extra `[train]`).
+"""Train graph hypernetworks: architectures, images, a trainer, an evaluation.
 
 `ghn-init train make-nets`, `run` and `eval` do all of it from the command line. The parts, each
 usable alone: `make_nets` and `load_nets` (architectures of the DeepNets-1M space), `Network` (an

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import ghn_init
-from ghn_init import GHNInitError
+from ghn_init import GHNInitError, progress
 from ghn_init.analysis import LazyModels, embedding, load_model
 from ghn_init.analysis import extra as extra
 from ghn_init.cli.analysis import add_parsers
@@ -88,6 +88,16 @@ def test_draw(
     assert json.loads(capsys.readouterr().out)["coverage"] == 1
     run("draw", f"{zoo}:small", *shape, "--ghn", checkpoint, "--head", "keep")
     assert 'last layer kept (head="keep")' in capsys.readouterr().out
+
+
+def test_draw_says_how_far_it_is_where_it_takes_long(
+    zoo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "DELAY", 1e-9)
+    monkeypatch.setattr(progress, "LOG_INTERVAL", 0.0)
+    run("draw", f"{zoo}:small", "--input-shape", "3x16x16", "-o", str(tmp_path / "a.dot"))
+    shown = [line.rpartition("done=")[2] for line in capsys.readouterr().err.splitlines()]
+    assert list(dict.fromkeys(shown)) == ["model]", "graph]", "picture]"]
 
 
 def test_draw_says_what_export_says(

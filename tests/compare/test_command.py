@@ -67,7 +67,7 @@ def test_json_and_the_picture(
     monkeypatch.setattr(extra.importlib, "import_module", import_module)
     assert main(command) == 0
     said = capsys.readouterr().err
-    assert said.endswith("no picture: this needs matplotlib: pip install 'ghn-init[plot]'.\n")
+    assert said.endswith("no picture: this needs matplotlib: pip install matplotlib scipy.\n")
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
