@@ -108,8 +108,10 @@ def start(device: str | None = None) -> Iterator[World]:
     if size > 1:
         with together():
             dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    yield World(rank, size, where)
+    world = World(rank, size, where)
+    yield world
     if size > 1:  # not after an error: closing waits for processes that may be gone
+        world.wait()  # one that closes while another still sends can leave it hanging (torch 2.4)
         dist.destroy_process_group()
 
 

@@ -25,14 +25,22 @@ from timm.models.densenet import DenseNet
 from torch import nn
 from torchvision.models.vgg import VGG, make_layers
 
-from ghn_init.train.networks.zoo_sizes import ACTIVATIONS, NORMS, Arguments, Sizes, set_stem
+from ghn_init.train.networks.zoo_sizes import (
+    ACTIVATIONS,
+    NORMS,
+    Arguments,
+    Sizes,
+    replace_module,
+    set_stem,
+)
 
-_decoded: Any = decode_arch_def  # timm has no types for it
+_named_norm_layer: Any = get_norm_layer
+_decoded: Any = decode_arch_def  # timm has no types for these two
 
 
 def _norm_layer(name: str) -> Any:
     """By name. Where an activation follows, timm 1.0.9 takes GroupNorm1 for one of 32 groups."""
-    return partial(GroupNorm, num_groups=1) if name == "groupnorm1" else get_norm_layer(name)
+    return partial(GroupNorm, num_groups=1) if name == "groupnorm1" else _named_norm_layer(name)
 
 
 # -- ResNet, ResNeXt, wide and squeeze-and-excitation ResNets
@@ -90,7 +98,7 @@ def resnet(
     )
     if stem != "imagenet":
         set_stem(model, "conv1.0" if deep_stem else "conv1", 3, 1 if stem == "small" else 2)
-        model.maxpool = nn.Identity()
+        replace_module(model, "maxpool", nn.Identity())
     return model
 
 
@@ -174,7 +182,7 @@ def densenet(
     model = DenseNet(growth, tuple(blocks), num_classes, bn_size=bottleneck, act_layer=act)
     if stem != "imagenet":
         set_stem(model, "features.conv0", 3, 1 if stem == "small" else 2)
-        model.features.pool0 = nn.Identity()
+        replace_module(model, "features.pool0", nn.Identity())
     return model
 
 

@@ -70,5 +70,10 @@ def set_stem(model: nn.Module, name: str, kernel: int, stride: int = 1) -> None:
     new = nn.Conv2d(
         old.in_channels, old.out_channels, kernel, stride, padding, bias=old.bias is not None
     )
+    replace_module(model, name, new)
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """What `model.set_submodule` does, which torch 2.4 does not have."""
     parent, _, own_name = name.rpartition(".")
-    setattr(model.get_submodule(parent), own_name, new)  # torch 2.4 has no `set_submodule`
+    setattr(model.get_submodule(parent), own_name, new)
