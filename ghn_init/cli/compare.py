@@ -20,9 +20,12 @@ from ghn_init.cli.arguments import (
 from ghn_init.errors import GHNInitError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ghn_init.compare.comparison import Comparison
     from ghn_init.compare.settings import FineTuning, Point
     from ghn_init.images.split import Split
+    from ghn_init.methods.variants import Variant
 
 _RATES = {"adamw": 1e-3, "sgd": 1e-2}
 """Learning rates, if none is given."""
@@ -118,6 +121,7 @@ def _compare(options: argparse.Namespace) -> None:
     from ghn_init.train.distributed import start
 
     methods = parse_methods(options.methods, noise=options.noise, orth_start=options.orth_start)
+    methods, pretrained = _with_weights(options, methods)
     points = _points(options)
     if not 0 < options.epochs < math.inf:
         raise GHNInitError(f"epochs is {options.epochs}: give a number above 0.")
@@ -135,6 +139,7 @@ def _compare(options: argparse.Namespace) -> None:
             seeds=options.seeds,
             ghn=options.ghn,
             source=options.source,
+            pretrained=pretrained,
             reach=options.reach,
             results=_results_file(options.out),
             name=short_name(options.model),
@@ -144,6 +149,28 @@ def _compare(options: argparse.Namespace) -> None:
     print(result.to_json() if options.json else result.table())
     if options.out is not None:
         _save(result, options.out)
+
+
+def _with_weights(
+    options: argparse.Namespace, methods: tuple[Variant, ...]
+) -> tuple[tuple[Variant, ...], nn.Module | None]:
+    """The model's published weights, if a method takes them; where they cannot be had, the others.
+
+    The reason is one line on stderr.
+    """
+    from ghn_init.methods.selection import PRETRAINED
+    from ghn_init.models import create_model
+
+    others = tuple(variant for variant in methods if variant.method is not PRETRAINED)
+    if len(others) == len(methods):
+        return methods, None
+    try:
+        return methods, create_model(options.model, options.library, pretrained=True)[0]
+    except GHNInitError as error:
+        if not others:
+            raise
+        print(f"pretrained is left out: {error}", file=sys.stderr)
+        return others, None
 
 
 def _points(options: argparse.Namespace) -> list[Point]:

@@ -32,6 +32,8 @@ from ghn_init.images.batches import Batch
 from ghn_init.images.split import Split, first
 from ghn_init.methods.method import NEEDS
 from ghn_init.methods.running import MOST_IMAGES
+from ghn_init.methods.selection import PRETRAINED
+from ghn_init.methods.source import source_name
 from ghn_init.methods.variants import Variant, different_methods
 from ghn_init.names import abridged
 from ghn_init.progress import Progress
@@ -54,6 +56,7 @@ def compare(
     seeds: int = 3,
     ghn: Checkpoints = None,
     source: Any = None,
+    pretrained: Any = None,
     reach: Sequence[float] = (),
     results: str | os.PathLike[str] | None = None,
     name: str = "model",
@@ -78,6 +81,8 @@ def compare(
             Default: the published ones.
         source: what methods that need a source take values from, as in `apply`. (Those that need
             images get some of the training images, without augmentation.)
+        pretrained: the same model, trained, as `source`: for the method `pretrained`, which
+            otherwise takes the source.
         reach: accuracies, in percent, to count the steps to.
         results: JSON file in which every finished run is kept; those that it has are not made
             again. Methods, seeds and points may differ from those in it.
@@ -93,7 +98,8 @@ def compare(
     """
     variants, points = different_methods(methods), tuple(dict.fromkeys(points))
     for variant in variants:
-        refuse_needy(variant, NEEDS if source is not None else NEEDS[:2])
+        has_source = _source_of(variant, source, pretrained) is not None
+        refuse_needy(variant, NEEDS if has_source else NEEDS[:2])
     _check_plan(data, points, seeds, reach)
     hypernetworks = _hypernetworks(variants, ghn)
     memory_format = runnable_format(lambda: build(0), data.train, how)
@@ -101,8 +107,8 @@ def compare(
     settings = _settings(build(0), name, data, how)
     settings |= {f"{a} checkpoint": h.origin.sha256 or h.name for a, h in hypernetworks.items()}
     runner = _Runner(
-        build, hypernetworks, source, data, how, memory_format, Store(results, settings),
-        not progress,
+        build, hypernetworks, source, pretrained, data, how, memory_format,
+        Store(results, settings), not progress,
     )  # fmt: skip
     rows = runner.rows(variants, points, seeds, widen)
     images = (data.train, data.validation, data.test)
@@ -125,7 +131,7 @@ class _Runner:
     Arguments:
         build, data, how: of `compare`.
         hypernetworks: by architecture.
-        source: of `compare`.
+        source, pretrained: of `compare`.
         memory_format: that the model is fine-tuned in.
         store: of the finished runs, which are not made again.
         silent: show no progress.
@@ -134,6 +140,7 @@ class _Runner:
     build: Callable[[int], nn.Module]
     hypernetworks: Mapping[str, GHN]
     source: Any
+    pretrained: Any
     data: Split
     how: FineTuning
     memory_format: torch.memory_format
@@ -145,13 +152,13 @@ class _Runner:
     ) -> tuple[Row, ...]:
         """Choose the hyperparameters of each method, then make the runs that are reported."""
         for method in methods:
-            if all(job.method != method.label for job in self.store.outcomes):
+            if all(job.method != self.label(method) for job in self.store.outcomes):
                 self.initialized(method, 0)  # an error is better known before the first run
         self.store.write()
         trials = self._trials(methods, points, widen) if len(points) > 1 else {}
         outcomes = self.store.outcomes
         chosen = {m: self._best(trials[m]).point if trials else points[0] for m in methods}
-        runs = {m: [Job(m.label, chosen[m], seed) for seed in range(seeds)] for m in methods}
+        runs = {m: [Job(self.label(m), chosen[m], seed) for seed in range(seeds)] for m in methods}
         self._finish([(m, runs[m][seed]) for seed in range(seeds) for m in methods])
         return tuple(
             Row(
@@ -170,7 +177,7 @@ class _Runner:
         trials: dict[Variant, list[Job]] = {m: [] for m in methods}
         more = {m: list(points) for m in methods}
         for _ in range(1 + (_WIDENINGS if widen else 0)):
-            jobs = {m: [Job(m.label, p, CHOICE_SEED, True) for p in more[m]] for m in methods}
+            jobs = {m: [Job(self.label(m), p, CHOICE_SEED, True) for p in more[m]] for m in methods}
             self._finish([(m, job) for m in methods for job in jobs[m]])
             trials = {m: trials[m] + jobs[m] for m in methods}
             tried = {m: [job.point for job in trials[m]] for m in methods}
@@ -189,6 +196,13 @@ class _Runner:
             for method, job in left:
                 self.store.add((job, self.run(method, job, line)))
 
+    def label(self, method: Variant) -> str:
+        """A method's name in the file of the runs: it says what values were taken from."""
+        source = _source_of(method, self.source, self.pretrained)
+        if source is None or "source" not in method.needs:
+            return method.label
+        return f"{method.label} <- {source_name(source)}"
+
     def initialized(self, method: Variant, seed: int) -> tuple[nn.Module, Report]:
         """A new model, initialized."""
         images, labels = self.batch if method.refines else (None, None)
@@ -197,7 +211,7 @@ class _Runner:
             model.to(self.data.train.device) if method.refines else model,  # it has to run
             method,
             ghn=self.hypernetworks[arch] if (arch := method.method.hypernetwork) else None,
-            **needed(method, images, labels, self.source),
+            **needed(method, images, labels, _source_of(method, self.source, self.pretrained)),
             head=self.how.head,
             seed=seed,
             example_inputs=example_inputs(self.data),
@@ -240,6 +254,11 @@ class _Runner:
             line.step(how.steps - made, method=job.method, diverged=f"after {made} steps")
         seconds = round(time.perf_counter() - start, 1)
         return replace(outcome, predicted=report.coverage, seconds=seconds)
+
+
+def _source_of(method: Variant, source: Any, pretrained: Any) -> Any:
+    """What a method takes values from."""
+    return pretrained if method.method is PRETRAINED and pretrained is not None else source
 
 
 def example_inputs(data: Split) -> Tensor:

@@ -27,7 +27,7 @@ def kept_parameters(
 ) -> dict[str, str]:
     """Parameters that are left as they are, with the reason. Nothing is computed for them."""
     kept = unfit_parameters(model)
-    if not variant.method.source:  # a relative's parameters need no primitive
+    if not variant.method.source:  # values of a relative need no primitive, and are trained ones
         for name, reason in graph.left.items():
             _leave(kept, [name], reason)
     if head == "keep":
@@ -38,7 +38,7 @@ def kept_parameters(
     if not include_frozen:
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         _leave(kept, frozen, "frozen (requires_grad=False); see include_frozen")
-    if not include_deliberate:
+    if not include_deliberate and not variant.method.source:
         kept = {**deliberate_values(model, graph), **kept}
     return kept
 

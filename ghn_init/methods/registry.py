@@ -18,7 +18,7 @@ from ghn_init.methods.metainit import METAINIT
 from ghn_init.methods.method import Method
 from ghn_init.methods.mimetic import MIMETIC
 from ghn_init.methods.nio import NIO
-from ghn_init.methods.selection import SELECT
+from ghn_init.methods.selection import PRETRAINED, SELECT
 
 ENTRY_POINTS = "ghn_init.methods"
 """The group of entry points in which an installed package can offer a `Method` of its own."""
@@ -75,6 +75,8 @@ def load_installed_methods() -> None:
 
 
 for _method in (
-    *HYPERNETWORKS, *BASELINES, MIMETIC, LSUV, METAINIT, GRADINIT, NIO, SELECT, FRONT
+    *HYPERNETWORKS, *BASELINES, MIMETIC,
+    LSUV, METAINIT, GRADINIT, NIO,
+    SELECT, FRONT, PRETRAINED,
 ):  # fmt: skip
     register(_method)

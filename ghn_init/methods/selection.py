@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ghn_init.errors import GHNInitError
 from ghn_init.graph.graph import Graph
 from ghn_init.methods.matching import Matching, Shape, match
 from ghn_init.methods.method import Given, Job, Method
@@ -29,7 +30,10 @@ _BY_HEAD = (
 
 def select(job: Job) -> Given:
     """What the source has for each parameter, made smaller."""
-    source = open_source(job.source)
+    return _selected_from(open_source(job.source), job)
+
+
+def _selected_from(source: Source, job: Job) -> Given:
     found = match(job, source, is_as_large)
     parts = _parts(job.graph)
     there = _parts_there(job, source, found, parts)
@@ -134,6 +138,27 @@ def _selected_apart(tensor: Tensor, shape: Shape, rows: Rows, there: Rows) -> Te
         result[part] = selected(tensor[other], (len(part), *shape[1:]))
     return result
 
+
+def copied(job: Job) -> Given:
+    """All of the same model, trained, but its last layers: the papers' oracle."""
+    source = open_source(job.source)
+    given = _selected_from(source, job)
+    for name, other in given.taken.items():
+        if source.tensors[other].shape != given.tensors[name].shape:
+            raise GHNInitError(
+                f"source {source.name} is another model: its {other} is "
+                f"{tuple(source.tensors[other].shape)}, and the model's is "
+                f"{job.graph.shapes[name]}. Give the same one, or method='select'."
+            )
+    return given
+
+
+PRETRAINED = Method(
+    name="pretrained",
+    values=copied,
+    summary="the same model with published weights, but a classification layer of its own",
+    source=True,
+)
 
 SELECT = Method(
     name="select",

@@ -70,7 +70,7 @@ def open_source(source: Any) -> Source:
         GHNInitError: it is none of these, or the weights cannot be had.
     """
     if isinstance(source, nn.Module):
-        return _of_model(source, type(source).__name__)
+        return _of_model(source, source_name(source))
     if not isinstance(source, (str, os.PathLike)):
         raise GHNInitError(
             f"source is a {type(source).__name__}: give a trained model, the name of one, or a "
@@ -78,8 +78,16 @@ def open_source(source: Any) -> Source:
         )
     path = Path(source)
     if path.suffix in (*_PICKLES, _SAFETENSORS) or path.is_file():
-        return Source(path.name, _read(path))
-    return _of_model(create_model(str(source), pretrained=True)[0], str(source))
+        return Source(source_name(source), _read(path))
+    return _of_model(create_model(str(source), pretrained=True)[0], source_name(source))
+
+
+def source_name(source: Any) -> str:
+    """For reports: a model's class, a file's name without its folder, or the name itself."""
+    if isinstance(source, nn.Module):
+        return type(source).__name__
+    path = Path(source)
+    return path.name if path.suffix == _SAFETENSORS else str(source)
 
 
 def _of_model(model: nn.Module, name: str) -> Source:

@@ -122,3 +122,26 @@ def test_epochs_that_are_none(
     command = command[: command.index("--steps")]
     assert main([*command, "--methods", "rand", "--epochs", epochs]) == 1
     assert f"epochs is {float(epochs)}: give a number above 0" in capsys.readouterr().err
+
+
+def test_pretrained_is_a_row_or_one_line(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*command, "--seeds", "1", "--methods"]
+    assert main([*command, "rand,pretrained"]) == 0
+    printed = capsys.readouterr()
+    assert [line.split()[0] for line in printed.out.splitlines()[-1:]] == ["rand"]
+    lines = [line for line in printed.err.splitlines() if "pretrained is left out" in line]
+    assert len(lines) == 1
+    assert "has no pretrained weights that are known here" in lines[0]
+    assert main([*command, "pretrained"]) == 1
+    assert "no pretrained weights" in capsys.readouterr().err
+
+
+def test_source(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--seeds", "1", "--out", str(tmp_path)]
+    file = tmp_path / "none.safetensors"
+    assert main([*command, *out, "--methods", "select", "--source", str(file)]) == 1
+    assert "none.safetensors cannot be read" in capsys.readouterr().err
+    assert main([*command, *out, "--methods", "select"]) == 1
+    assert "needs source" in capsys.readouterr().err

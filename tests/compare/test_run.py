@@ -418,3 +418,36 @@ def test_a_checkpoint_that_no_method_needs(run: Run) -> None:
 def test_impossible_rates(lr: float, decay: float) -> None:
     with pytest.raises(GHNInitError, match=r"give (more than 0|0 or more)"):
         Point(lr, decay)
+
+
+def test_pretrained_and_relatives(
+    run: Run, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pretrained` takes the same model, the others the source; the file says which."""
+    trained, other = build()(7), build()(8)
+    taken: dict[str, object] = {}
+
+    def watched(model: nn.Module, method: Variant, **keywords: Any) -> Any:
+        taken[method.label] = keywords.get("source")
+        return apply(model, method, **keywords)
+
+    monkeypatch.setattr(run_module, "apply", watched)
+    run(
+        "rand,select,pretrained", seeds=1, source=other, pretrained=trained,
+        results=tmp_path / "runs.json",
+    )  # fmt: skip
+    assert taken == {"rand": None, "select": other, "pretrained": trained}
+    runs = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert {entry["method"] for entry in runs} == {"rand", "select <- Small", "pretrained <- Small"}
+    run("pretrained", seeds=1, source=trained)
+    assert taken["pretrained"] is trained
+
+
+def test_pretrained_is_the_same_model(run: Run) -> None:
+    larger = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(16, 2),
+    )  # fmt: skip
+    with pytest.raises(GHNInitError, match=r"another model: its 0\.weight is"):
+        run("pretrained", pretrained=larger)
