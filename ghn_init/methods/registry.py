@@ -13,6 +13,7 @@ from ghn_init.methods.baselines import BASELINES
 from ghn_init.methods.frequency import FRONT
 from ghn_init.methods.gradinit import GRADINIT
 from ghn_init.methods.hypernetworks import HYPERNETWORKS
+from ghn_init.methods.impulse import IMPULSE
 from ghn_init.methods.lsuv import LSUV
 from ghn_init.methods.metainit import METAINIT
 from ghn_init.methods.method import Method
@@ -75,7 +76,7 @@ def load_installed_methods() -> None:
 
 
 for _method in (
-    *HYPERNETWORKS, *BASELINES, MIMETIC,
+    *HYPERNETWORKS, *BASELINES, MIMETIC, IMPULSE,
     LSUV, METAINIT, GRADINIT, NIO,
     SELECT, FRONT, PRETRAINED,
 ):  # fmt: skip
