@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,13 @@ class Images(abc.ABC):
 
     @abc.abstractmethod
     def train_batches(
-        self, batch_size: int, seed: int, start: int, stop: int, augment: str = "crop"
+        self,
+        batch_size: int,
+        seed: int,
+        start: int,
+        stop: int,
+        augment: str = "crop",
+        places: Callable[[int], Tensor] | None = None,
     ) -> Iterator[Batch]:
         """Batches of steps `start` to `stop`: shuffled in every epoch, augmented.
 
@@ -65,6 +71,9 @@ class Images(abc.ABC):
             start, stop: numbers of steps.
             augment: `"crop"` for random crops, every other one mirrored; small images also
                 `"mirror"` or `"none"`.
+            places: for a step, which images of its batch are wanted, say by one process of
+                several: the same as they are in the whole batch, and no others are read. By
+                default all.
 
         Raises:
             GHNInitError: there are fewer images than a batch has, large ones are not cropped, or

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -42,7 +42,13 @@ class LargeImages(Images):
         self.items, self.workers = items, workers
 
     def train_batches(
-        self, batch_size: int, seed: int, start: int, stop: int, augment: str = "crop"
+        self,
+        batch_size: int,
+        seed: int,
+        start: int,
+        stop: int,
+        augment: str = "crop",
+        places: Callable[[int], Tensor] | None = None,
     ) -> Iterator[Batch]:
         if augment != "crop":
             raise GHNInitError(
@@ -50,7 +56,8 @@ class LargeImages(Images):
                 "not have one size before they are cropped."
             )
         rows = ((i, train_rows(len(self.labels), batch_size, seed, i)) for i in range(start, stop))
-        return self._load([(r, (seed, step, r)) for r in chosen.tolist()] for step, chosen in rows)
+        mine = ((i, found if places is None else found[places(i)]) for i, found in rows)
+        return self._load([(r, (seed, step, r)) for r in chosen.tolist()] for step, chosen in mine)
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         rows = test_rows(len(self.labels), batch_size)

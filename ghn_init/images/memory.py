@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -48,11 +48,19 @@ class SmallImages(Images):
         return SmallImages(pixels.to(device), items.labels.to(device), items.classes)
 
     def train_batches(
-        self, batch_size: int, seed: int, start: int, stop: int, augment: str = "crop"
+        self,
+        batch_size: int,
+        seed: int,
+        start: int,
+        stop: int,
+        augment: str = "crop",
+        places: Callable[[int], Tensor] | None = None,
     ) -> Iterator[Batch]:
         for step in range(start, stop):
-            rows = train_rows(len(self.labels), batch_size, seed, step).to(self.device)
-            yield Batch(self._augment(self.pixels[rows], seed, step, augment), self.labels[rows])
+            rows = train_rows(len(self.labels), batch_size, seed, step)
+            wanted = torch.arange(len(rows)) if places is None else places(step)
+            labels = self.labels[rows[wanted].to(self.device)]
+            yield Batch(self._augmented(rows, wanted, seed, step, augment), labels)
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         for rows in test_rows(len(self.labels), batch_size):
@@ -66,19 +74,27 @@ class SmallImages(Images):
     def _content(self) -> Iterator[bytes]:
         yield self.pixels.cpu().numpy().tobytes()
 
-    def _augment(self, pixels: Tensor, seed: int, step: int, augment: str) -> Tensor:
-        """Random crops out of the image with a black margin, every other one mirrored."""
-        batch, size, device = len(pixels), self.image_size, pixels.device
+    def _augmented(
+        self, batch: Tensor, wanted: Tensor, seed: int, step: int, augment: str
+    ) -> Tensor:
+        """Random crops out of the image with a black margin, every other one mirrored.
+
+        Arguments:
+            batch: rows of the whole batch, for which random numbers are drawn.
+            wanted: places in it of the images that are returned.
+        """
+        size, device = self.image_size, self.device
+        pixels = self.pixels[batch[wanted].to(device)]
         if augment == "none":
             return normalize(pixels, size)
         pad = _PAD if augment == "crop" else 0
         generator = torch_generator(seed, "augment", step)
-        offsets = torch.randint(2 * pad + 1, (2, batch, 1), generator=generator)
-        mirror = torch.rand(batch, 1, generator=generator) < 0.5
+        offsets = torch.randint(2 * pad + 1, (2, len(batch), 1), generator=generator)[:, wanted]
+        mirror = (torch.rand(len(batch), 1, generator=generator) < 0.5)[wanted]
         places = torch.arange(size)
         rows = offsets[0] + places
         columns = offsets[1] + torch.where(mirror, places.flip(0), places)
         rows, columns = rows.to(device), columns.to(device)
         padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))
-        which = torch.arange(batch, device=device)[:, None, None]
+        which = torch.arange(len(pixels), device=device)[:, None, None]
         return normalize(padded[which, rows[:, :, None], columns[:, None, :]], size)

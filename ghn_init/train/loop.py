@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ghn_init.errors import GHNInitError
+from ghn_init.images.batches import Batch
 from ghn_init.images.split import load_images
 from ghn_init.schedule import warmup_cosine
 from ghn_init.train.config import TRAIN_SPLITS, Schedule, TrainConfig
@@ -115,10 +116,9 @@ class Trainer:
         start, before = time.monotonic(), state.seconds
         logger = Logger(self.folder, config, state, self.schedule.log_every, self.quiet)
         with Interruption(self.quiet) as interruption, logger:
-            batches = self.images.train_batches(
-                config.images_per_step, config.seed, state.step, config.steps, config.augment
-            )
-            meta_batches = self._meta_batches()
+            sampled = self._sampled()
+            batches = self._batches(sampled)
+            meta_batches = self._meta_batches(sampled)
             while state.step < config.steps:
                 with timer.part("data"):
                     batch = next(batches)
@@ -190,10 +190,10 @@ class Trainer:
             return
         self.state.threads = use(wanted or self.state.threads, self.quiet)
 
-    def _meta_batches(self) -> Iterator[list[tuple[int, TargetNetwork]]]:
-        """The networks of every step that is left, built ahead where there are workers."""
+    def _sampled(self) -> MetaBatches:
+        """The target networks of every step."""
         config = self.config
-        dataset = MetaBatches(
+        return MetaBatches(
             self.nets,
             config.meta_batch,
             config.widths,
@@ -207,9 +207,28 @@ class Trainer:
             config.rare_share,
             config.share,
         )
-        steps = range(self.state.step, config.steps)
+
+    def _batches(self, sampled: MetaBatches) -> Iterator[Batch]:
+        """The images of every step that is left: of each process, those that its networks see."""
+        config = self.config
+
+        def mine(step: int) -> Tensor:
+            return sampled.images(step, config.batch_size)
+
+        return self.images.train_batches(
+            config.images_per_step,
+            config.seed,
+            self.state.step,
+            config.steps,
+            config.augment,
+            mine if config.own_images and self.world.size > 1 else None,
+        )
+
+    def _meta_batches(self, sampled: MetaBatches) -> Iterator[list[tuple[int, TargetNetwork]]]:
+        """The networks of every step that is left, built ahead where there are workers."""
+        steps = range(self.state.step, self.config.steps)
         workers = self.schedule.workers
-        return iter(DataLoader(dataset, None, sampler=steps, num_workers=workers, collate_fn=list))
+        return iter(DataLoader(sampled, None, sampler=steps, num_workers=workers, collate_fn=list))
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

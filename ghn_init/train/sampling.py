@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ghn_init.seeds import python_generator, torch_generator
@@ -57,8 +58,23 @@ class MetaBatches(Dataset[list[tuple[int, TargetNetwork]]]):
     def __getitem__(self, step: int) -> list[tuple[int, TargetNetwork]]:
         """The networks of this process, each with its place in the meta-batch."""
         drawn = self.architectures(step)
-        mine = balance([_size(a) for a in drawn], self.world_size)[self.rank]
-        return [(place, self._build(drawn[place])) for place in mine]
+        return [(place, self._build(drawn[place])) for place in self._mine(drawn)]
+
+    def images(self, step: int, batch_size: int) -> Tensor:
+        """Which images of a step this process's networks see, where each has its own.
+
+        Arguments:
+            step: its number.
+            batch_size: images of a network: that in place k sees the k-th so many.
+
+        Returns: `(networks * batch_size,)`, in the order of the networks.
+        """
+        mine = torch.tensor(self._mine(self.architectures(step)))
+        return (mine[:, None] * batch_size + torch.arange(batch_size)).flatten()
+
+    def _mine(self, drawn: Sequence[Net]) -> list[int]:
+        """Places in a meta-batch of this process's networks, ascending."""
+        return balance([_size(net) for net in drawn], self.world_size)[self.rank]
 
     def architectures(self, step: int) -> list[Net]:
         """The meta-batch of a step, with widths drawn."""

@@ -112,7 +112,8 @@ def gradients(
     Arguments:
         ghn: the hypernetwork.
         networks: those of this process, each with its place in the meta-batch.
-        batch: images and labels of the step, on the hypernetwork's device.
+        batch: images and labels of these networks, on the hypernetwork's device: those of the
+            step, or with `own_images` so many for each network, in their order.
         config: of the run.
         step: number of the step, for what is random in it.
         timer: counts the parts `predict`, `teacher`, `forward` and `backward`.
@@ -132,8 +133,8 @@ def gradients(
     tensors: list[Tensor] = []
     grads: list[Tensor] = []
     soft_labels = batch.images.new_empty(0)
-    for (place, network), params in zip(networks, predicted, strict=True):
-        images, labels = _share(batch, place, config)
+    for index, ((place, network), params) in enumerate(zip(networks, predicted, strict=True)):
+        images, labels = _share(batch, index, config)
         if teacher is not None and (config.own_images or not len(soft_labels)):
             with timer.part("teacher"):
                 soft_labels = teacher.soft_labels(images, config.precision)
@@ -163,11 +164,11 @@ def gradients(
     return totals
 
 
-def _share(batch: Batch, place: int, config: TrainConfig) -> Batch:
-    """The images and labels of a step that one of its networks sees."""
+def _share(batch: Batch, index: int, config: TrainConfig) -> Batch:
+    """The images and labels that one of this process's networks sees."""
     if not config.own_images:
         return batch
-    mine = slice(place * config.batch_size, (place + 1) * config.batch_size)
+    mine = slice(index * config.batch_size, (index + 1) * config.batch_size)
     return Batch(batch.images[mine], batch.labels[mine])
 
 

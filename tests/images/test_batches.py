@@ -118,3 +118,22 @@ def test_bad_sources_are_refused(tmp_path: Path) -> None:
         load_images(f"imagefolder:{tmp_path}")
     with pytest.raises(GHNInitError, match="do not fill a batch"):
         steps_per_epoch(3, 8)
+
+
+@pytest.mark.parametrize("image_size", [32, 96])
+def test_a_process_reads_its_own_share_of_a_batch(
+    image_folder: Path, image_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images of a share are augmented as in the whole batch, and no others are opened."""
+    images = load_images(f"imagefolder:{image_folder}", image_size=image_size, workers=0)
+    whole = list(images.train_batches(8, 0, 1, 3))
+    opened: list[int] = []
+    if image_size > 64:
+        items = type(images.items)  # type: ignore[attr-defined]
+        read = items.open
+        monkeypatch.setattr(items, "open", lambda self, i: opened.append(i) or read(self, i))
+    shares = list(images.train_batches(8, 0, 1, 3, places=lambda step: torch.tensor([step, 6])))
+    for k, (batch, share) in enumerate(zip(whole, shares, strict=True)):
+        assert torch.equal(share.images, batch.images[[k + 1, 6]])
+        assert torch.equal(share.labels, batch.labels[[k + 1, 6]])
+    assert len(opened) == (4 if image_size > 64 else 0)

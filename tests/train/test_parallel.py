@@ -31,11 +31,12 @@ MakeConfig = Callable[..., TrainConfig]
 
 def gradient_of_two_steps(config: TrainConfig, world: World) -> dict[str, Tensor]:
     """Of the second of two steps, whose networks need other parts of the hypernetwork."""
-    images = load_images(config.data)
-    batches = images.train_batches(config.images_per_step, 0, 0, 2)
     nets = load_nets(Path(config.nets), "train")
     sampled = MetaBatches(
         nets, config.meta_batch, config.widths, 0, 2, 32, rank=world.rank, world_size=world.size
+    )
+    batches = load_images(config.data).train_batches(
+        config.images_per_step, 0, 0, 2, places=lambda step: sampled.images(step, config.batch_size)
     )
     ghn = initialize(config, 2)
     predict = predictor(ghn, world)
