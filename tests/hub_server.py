@@ -58,6 +58,7 @@ class Hub:
     created: dict[str, Any] | None = None  # what the repository was asked for with
     large: dict[str, bytes] = field(default_factory=dict)  # sha256 -> bytes of LFS
     messages: list[str] = field(default_factory=list)  # of the commits
+    storage: str | None = None  # where Xet is; None: files are not in it
     closed: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -112,6 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._resolve(unquote(revision), unquote(name))
         if writes:
             return self._write(body)
+        if "/xet-read-token/" in self.path:
+            token = {"X-Xet-Access-Token": "token", "X-Xet-Token-Expiration": "9999999999"}
+            return self._send(200, {"X-Xet-Cas-Url": hub.storage or "", **token}, b"{}")
         if self.path.startswith(f"/api/models/{hub.repository}"):
             path, _, _ = self.path.partition("?")
             return self._list(path.partition("/revision/")[2] or "main")
@@ -146,6 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(404, "EntryNotFound", commit)
         digest = hashlib.sha256(data).hexdigest()
         headers = {"X-Repo-Commit": commit, "ETag": f'"{digest}"'}
+        if self.hub.storage:
+            route = f"{self.hub.endpoint}/api/models/{self.hub.repository}/xet-read-token/{commit}"
+            headers |= {"X-Xet-Hash": digest, "X-Xet-Refresh-Route": route}
         if self.command == "HEAD":
             return self._send(200, headers | {"Content-Length": str(len(data))}, b"")
         self._bytes(headers, data)

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from checkpoint_files import as_joblib, same, tiny_state
 from hub_server import Hub, serve, turn_to
+from huggingface_hub import constants
 
 from ghn_init import progress
 from ghn_init.errors import GHNInitError
@@ -84,6 +86,22 @@ def test_a_download_that_drips_is_not_cut(
     assert same(read_tensors(open_checkpoint("ghn3sm8")), tiny_state())
     assert time.monotonic() - start > 3.9
     assert f"downloading ghn3sm8.pt of {REPOSITORY}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("hf_xet") is None, reason="hf_xet is not installed")
+def test_the_storage_behind_the_hub_is_silent(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn_to(hub.endpoint, tmp_path / "hub", monkeypatch, seconds=1)
+    with serve(Hub("any/thing", {}, fault="silent")) as storage:
+        hub.storage = storage.endpoint
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+        start = time.monotonic()
+        with pytest.raises(GHNInitError, match="set HF_HUB_DISABLE_XET=1 to download without it"):
+            open_checkpoint("ghn3sm8")
+        assert time.monotonic() - start < 5
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        assert same(read_tensors(open_checkpoint("ghn3sm8")), tiny_state())
 
 
 def test_nothing_is_said_where_it_is_quick(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

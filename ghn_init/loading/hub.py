@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ghn_init.errors import GHNInitError
-from ghn_init.loading.hub_errors import NotAvailable, explain, is_missing, is_timeout
+from ghn_init.loading.hub_errors import (
+    NotAvailable,
+    SilentStorage,
+    explain,
+    is_missing,
+    is_timeout,
+)
 from ghn_init.loading.patience import cut_when_stalled, within
 from ghn_init.progress import notice
 from ghn_init.version import __version__
@@ -147,21 +154,35 @@ class HubRepository:
         pinned = self.revision is not None and _COMMIT.fullmatch(self.revision)
         if self._silence is not None or (cached and pinned):
             return
+        seconds = _seconds(hub, cached)
         try:
-            self._head(hub, file, _seconds(hub, cached))
+            about = self._head(hub, file, seconds)
+            storage = None if cached else self._ask(lambda: _storage(about), seconds)
+            if storage:  # on another host; hf_xet waits for it without end
+                self._knock(storage, seconds)
         except Exception as error:
             if is_timeout(error):
                 self._silence = error
 
-    def _head(self, hub: Any, file: str, seconds: float) -> None:
+    def _head(self, hub: Any, file: str, seconds: float) -> Any:
         url = hub.hf_hub_url(self.name, file, revision=self.revision)
-        self._ask(lambda: hub.get_hf_file_metadata(url, timeout=seconds, **LIBRARY), seconds)
+        return self._ask(lambda: hub.get_hf_file_metadata(url, timeout=seconds, **LIBRARY), seconds)
 
-    def _ask(self, call: Callable[[], Any], seconds: float) -> Any:
-        """What the Hub answers."""
-        endpoint = self._import("").constants.ENDPOINT
+    def _knock(self, storage: str, seconds: float) -> None:
+        """Any answer is one; only that there is none matters."""
+        try:
+            self._ask(
+                lambda: _http().get_session().head(storage, timeout=seconds), seconds, storage
+            )
+        except Exception as error:
+            if is_timeout(error):
+                raise SilentStorage(f"{storage} does not answer") from error
+
+    def _ask(self, call: Callable[[], Any], seconds: float, whom: str = "") -> Any:
+        """What the Hub, or somebody else, answers."""
+        whom = whom or self._import("").constants.ENDPOINT
         with notice(
-            f"ghn_init: waiting for {endpoint} to answer (checkpoint {self._asked}), "
+            f"ghn_init: waiting for {whom} to answer (checkpoint {self._asked}), "
             f"{seconds:g} s at most"
         ):
             return within(seconds, call)
@@ -199,6 +220,23 @@ class HubRepository:
             "ghn='embedded'.",
             cause,
         )
+
+
+def _http() -> Any:
+    return importlib.import_module("huggingface_hub.utils")
+
+
+def _storage(about: Any) -> str | None:
+    """The address of the storage behind the Hub (Xet), where it will be used for a file."""
+    from huggingface_hub import file_download
+
+    route = getattr(getattr(about, "xet_file_data", None), "refresh_route", None)
+    is_used = getattr(file_download, "is_xet_available", None)  # not in old huggingface_hub
+    if route is None or is_used is None or not is_used():
+        return None
+    answer = _http().get_session().get(route, headers=_http().build_hf_headers(**LIBRARY))
+    address: str | None = answer.headers.get("X-Xet-Cas-Url")
+    return address
 
 
 def _seconds(hub: Any, impatient: bool) -> float:

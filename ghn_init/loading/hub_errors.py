@@ -25,6 +25,10 @@ class NotAvailable(GHNInitError):
         self.cause = cause
 
 
+class SilentStorage(TimeoutError):
+    """The Hub answers, and the storage behind it does not."""
+
+
 def explain(error: Exception, repository: str, file: str, revision: str | None) -> str:
     """What went wrong with a file of a repository, as a part of a sentence."""
     names, status = _names(error), status_of(error)
@@ -53,6 +57,11 @@ def _explain_network(error: Exception, names: set[str]) -> str:
         return (
             "the answer did not come from a Hub (perhaps a login page of the network); check "
             "HF_ENDPOINT, or open a web page to log in"
+        )
+    if "SilentStorage" in names:
+        return (
+            "the Hub answers, but its storage (Xet) does not; try again, or set "
+            "HF_HUB_DISABLE_XET=1 to download without it"
         )
     if "Stalled" in names:
         return "the download has stalled; try again, or set HF_HUB_DOWNLOAD_TIMEOUT higher"
