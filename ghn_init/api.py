@@ -32,6 +32,8 @@ from ghn_init.methods.variants import Variant, parse_method
 from ghn_init.report import Report, report_of, untouched_report
 from ghn_init.version import __version__
 from ghn_init.weights.assignment import assign, write_buffers
+from ghn_init.weights.equalized import with_equalized
+from ghn_init.weights.meta import own_values
 from ghn_init.weights.postprocess import without_factors
 from ghn_init.weights.spectral import update_spectral_norms
 from ghn_init.weights.tiling import repeated_all
@@ -161,10 +163,10 @@ def apply(
     size, the ends of residual branches, and layers before last layers that are kept, are scaled;
     the report says which, and warns if outputs may still be far larger or smaller.
 
-    A model on the meta device is given
-    memory where the hypernetwork computes, and what is not predicted of it its own initialization,
-    which takes as long as building it on a real device. Of parameters that share memory the first
-    is written. A model that is sharded or offloaded is refused: apply before.
+    A model on the meta device is given memory where the hypernetwork computes, and what is not
+    predicted of it its own initialization, for which it is built again on the CPU. Of parameters
+    that share memory the first is written. A model that is sharded or offloaded is refused: apply
+    before.
 
     The same arguments give the same tensors to the bit on one kind of processor with one number of
     threads. With another, rounding differs by some 2e-7, which the orthogonal step can enlarge to
@@ -189,9 +191,10 @@ def apply(
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
         example_inputs = image_inputs(model, images[:2].to("meta", dtype))
     graph = trace(model, example_inputs)
-    kept = kept_parameters(
-        model, graph, hypernetwork, variant, head, include_frozen, include_deliberate
-    )
+    own = own_values(model, seed)
+    graph = with_equalized(graph, own.parameters)
+    choices = (head, include_frozen, include_deliberate)
+    kept = kept_parameters(model, graph, hypernetwork, variant, *choices, own.parameters)
     job = Job(
         model,
         graph,
@@ -205,8 +208,10 @@ def apply(
         example_inputs=example_inputs,
     )
     processing = post_processing(variant, hypernetwork)
-    values = new_values(job, variant, processing)
-    notes = (*([warning] if warning else []), *assign(model, values.tensors, seed))
+    values = new_values(job, variant, processing, own.parameters)
+    unseen = own.unseen(values.tensors)
+    own = own.without(model, values.tensors)  # what is not needed any longer frees its memory
+    notes = (*([warning] if warning else []), *assign(model, values.tensors, seed, own), *unseen)
     buffers = (*write_buffers(model, values.buffers), *update_spectral_norms(model, values.tensors))
     report = report_of(job, variant, processing, kept, values, buffers, notes)
     return (model, report) if return_report else model
@@ -261,6 +266,10 @@ def predict(
     wanted = [g.shapes.keys() - kept_head(g, hypernetwork, head) for g in graphs]
     with plain_modes(), torch.set_grad_enabled(differentiable), torch.device("cpu"):
         found = predict_graphs(graphs, hypernetwork, wanted, seed)
+        graphs = [
+            with_equalized(g, {n: p for n, p in m.named_parameters() if not p.is_meta})
+            for m, g in zip(models, graphs, strict=True)
+        ]
         params = [without_factors(f, g) for f, g in zip(found, graphs, strict=True)]
         whole = [repeated_all(p, g.shapes) for p, g in zip(params, graphs, strict=True)]
         predicted = [{n: t.float() for n, t in tensors.items()} for tensors in whole]

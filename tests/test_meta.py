@@ -309,9 +309,61 @@ def test_layers_that_were_initialized_one_by_one_are_in_the_report() -> None:
 
     model = on_meta(lambda: Unknown(7, 0.5))
     _, report = ghn_init.apply(model, ghn=seeded(), return_report=True)
-    (note,) = report.notes
-    assert note.startswith("norm.running_mean, norm.running_var, norm.num_batches_tracked, head.")
-    assert "what the __init__ of Unknown does" in note
+    left, predicted = report.notes
+    assert left.startswith("norm.running_mean, norm.running_var, norm.num_batches_tracked, head.")
+    assert "what the __init__ of Unknown does" in left
+    assert predicted.startswith("stem.weight, ")
+    assert "if the __init__ of Unknown gives them values on purpose" in predicted
+
+
+# -- what looks at the model's own values
+
+
+class Controlled(ConvNet):
+    """A zero convolution beside the trunk, and a stream without norms."""
+
+    def __init__(self, depth: int = 6) -> None:
+        super().__init__()
+        self.depth = depth
+        self.zero = nn.Conv2d(3, 3, 1)
+        nn.init.zeros_(self.zero.weight)
+        self.blocks = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x.relu())
+        return super().forward(x + self.zero(x))
+
+
+def test_rules_about_a_models_own_values_hold_on_meta() -> None:
+    reports = [
+        ghn_init.apply(model, ghn=seeded(), return_report=True)[1]
+        for model in (Controlled(), on_meta(Controlled))
+    ]
+    assert reports[0].left.keys() == {"zero.weight", "zero.bias"}
+    assert reports[0].left == reports[1].left
+    assert "scaled down" in str(reports[0].notes)
+    assert reports[0].notes == reports[1].notes
+
+
+def test_a_sequence_does_nothing_to_its_layers() -> None:
+    """So that what they are built again from is all that there is to know."""
+    model = on_meta(lambda: nn.Sequential(Controlled(), nn.ReLU(), nn.Linear(10, 10)))
+    _, report = ghn_init.apply(model, ghn=seeded(), return_report=True)
+    assert {"0.zero.weight", "0.zero.bias"} <= report.left.keys()
+    assert "on the meta device" not in str(report)
+
+
+def test_rules_that_need_values_that_cannot_be_had_are_in_the_report() -> None:
+    class Unknown(Controlled):
+        def __init__(self, unknown: int) -> None:
+            super().__init__()
+
+    model = on_meta(lambda: Unknown(3))
+    _, report = ghn_init.apply(model, ghn=seeded(), return_report=True)
+    assert "zero.weight" in report.written
+    assert any("On a real device such values are left" in note for note in report.notes)
+    assert any("its own values are not known" in note for note in report.notes)
 
 
 def test_rand_gives_a_meta_model_its_own_initialization() -> None:

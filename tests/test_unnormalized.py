@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from zoo_models import ZOO
 
 import ghn_init
 from ghn_init.graph.residuals import branches_without_norm, ends, runs_without_norm
+from ghn_init.weights.branches import stabilize
 
 
 def conv(channels: int, out: int | None = None) -> nn.Conv2d:
@@ -120,6 +123,34 @@ def test_a_deep_plain_network_is_warned_of() -> None:
     for other in (plain(1, nn.ReLU), plain(16, nn.Tanh), ConvNet()):
         _, report = ghn_init.apply(other, ghn="embedded", example_inputs=x, return_report=True)
         assert report.notes == ()
+
+
+@pytest.mark.parametrize("end", ["relu", "pool", "linear"])
+def test_outputs_that_hardly_depend_on_the_input_are_warned_of(end: str) -> None:
+    """Because a ReLU passes nothing on; it may be the last thing that the model does."""
+    layers = [m for _ in range(4) for m in (conv(16), nn.ReLU())]
+    tail = {
+        "relu": (nn.Conv2d(16, 10, 1), nn.ReLU()),
+        "pool": (nn.Conv2d(16, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),  # SqueezeNet
+        "linear": (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)),
+    }[end]
+    model = nn.Sequential(conv(3, 16), *layers, *tail)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.mul_(2)
+    graph = ghn_init.trace(model)
+    own = dict(model.named_parameters())
+    bias = "7.bias" if end == "linear" else "9.bias"
+    with torch.no_grad():
+        for shift in (-1000.0, 1.0):
+            changed = own | {bias: own[bias] + shift}
+            notes = stabilize(graph, changed, own, scale=False).notes
+            dead = any("hardly depend on the input" in note for note in notes)
+            assert dead == (shift < 0), notes
+            twin = copy.deepcopy(model)
+            twin.load_state_dict(changed)
+            outputs = twin(torch.randn(4, 3, 24, 24))
+            assert dead == bool((outputs == outputs[:1]).all())
 
 
 def test_what_is_not_written_is_not_scaled() -> None:

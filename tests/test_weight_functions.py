@@ -164,6 +164,51 @@ def test_constant_factors_are_divided_out(name: str) -> None:
     torch.testing.assert_close(models[1].function(tensors["layer.weight"]), used)
 
 
+class Equalized(nn.Module):
+    """Layers whose inputs are multiplied by a constant; their weights are drawn for it, or not."""
+
+    def __init__(self, scale: Callable[[Tensor], Tensor], std: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+        self.head, self.scale = nn.Linear(64, 10), scale
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.relu(layer(self.scale(x)))
+        return self.head(x)
+
+
+INPUT_SCALES = {
+    "number": lambda x: x * 0.125,
+    "divided": lambda x: (x / 8).clone(),
+    "twice": lambda x: (x * 0.25).view(-1, 64) * 0.5,
+    "tensor": lambda x: x * torch.tensor(0.125),
+}
+
+
+@pytest.mark.parametrize("name", INPUT_SCALES)
+def test_constants_on_inputs_that_weights_are_drawn_for_are_divided_out(name: str) -> None:
+    x = torch.randn(4, 64)
+    outputs = []
+    for scale, std in ((lambda x: x, 0.125), (INPUT_SCALES[name], 1.0)):
+        model = Equalized(scale, std)
+        predicted = ghn_init.predict(model, seeded(), example_inputs=x)["layers.1.weight"]
+        ghn_init.apply(model, ghn=seeded(), orth_start=1, example_inputs=x, head="predict")
+        outputs.append((model(x), predicted))
+    torch.testing.assert_close(outputs[0][0], outputs[1][0])
+    torch.testing.assert_close(outputs[0][1] * 8, outputs[1][1])
+
+
+def test_other_constants_on_inputs_mean_what_they_say() -> None:
+    """Images of 0 to 255, a branch that is small: the weights are of a usual size as they are."""
+    models = Equalized(lambda x: x, 0.125), Equalized(lambda x: x / 255, 0.125)
+    for model in models:
+        ghn_init.apply(model, ghn=seeded(), example_inputs=torch.zeros(2, 64))
+    assert torch.equal(models[0].layers[0].weight, models[1].layers[0].weight)
+
+
 def test_a_factor_that_is_a_buffer_is_divided_out_and_an_unknown_one_left() -> None:
     class Scaled(nn.Module):
         def __init__(self, known: bool) -> None:

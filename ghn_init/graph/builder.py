@@ -56,6 +56,7 @@ def build_graph(model: nn.Module, recorded: Recording) -> Graph:
     for call in live:
         read.values[call] = _value(read, call)
     heads = last_layers(read, recorded.outputs, getattr(model, "num_classes", None))
+    read.note_passages(map(read.get, recorded.outputs), len(read.nodes))
     _pool_before_classifier(read)
     edges = sorted((i, j) for j, before in enumerate(read.predecessors) for i in before)
     return Graph(
@@ -65,6 +66,9 @@ def build_graph(model: nn.Module, recorded: Recording) -> Graph:
         read.shapes,
         heads=heads,
         factors=read.factors,
+        input_factors={
+            n: f.pop() for n, f in read.input_factors.items() if len(f) == 1 and f != {1}
+        },
         normalized=frozenset(read.normalized),
         passages=read.passages,
         attentions=find_attentions(read, live),
@@ -101,8 +105,10 @@ def _pool_before_classifier(read: Reading) -> None:
     nodes.insert(weight, nodes.pop())
     predecessors[weight + 1 :] = [tuple(p + 1 for p in b) for b in predecessors[weight + 1 :]]
     predecessors.insert(weight + 1, (weight,))
+    # What stood in front of the pool (SqueezeNet's ReLU) stands in front of the output now.
+    moved = {(i, end + 1 if j == end else j): passage for (i, j), passage in read.passages.items()}
     read.passages = {
-        (i + (i >= weight), j + (j >= weight)): passage
-        for (i, j), passage in read.passages.items()
-        if j != end
+        (i + (i >= weight), j + (weight < j < end)): passage
+        for (i, j), passage in moved.items()
+        if i != end
     }

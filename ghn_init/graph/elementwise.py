@@ -11,6 +11,7 @@ from ghn_init.graph.reading import Reading
 from ghn_init.graph.recording import Call
 from ghn_init.graph.squeeze_excitation import is_global_pool
 from ghn_init.graph.values import NOTHING, Value, union
+from ghn_init.graph.weight_functions import known_number
 
 
 def _add(read: Reading, call: Call) -> Value:
@@ -41,7 +42,7 @@ def _add_parameter(read: Reading, x: Value, shift: Call) -> Value:
         return read.join(Node("sum"), [x, encoding])
     table = "relative-position table" if value.table else "added to activations"
     read.leave(value, f"{table}: no primitive")
-    return replace(x, open_weight=None, open_norm=None)
+    return replace(x, open_weight=None, open_norm=None, factor=1.0)
 
 
 def _is_positional(shape: tuple[int, ...]) -> bool:
@@ -65,10 +66,17 @@ def _multiply(read: Reading, call: Call) -> Value:
     if len(data) == 1 and len(operands) == 2:
         factor = operands[0] if values[1].is_data else operands[1]
         return _multiply_parameter(read, call, data[0], factor)
+    if len(operands) == 1 and data and isinstance(number := call.args[1], (int, float)):
+        return _multiply_number(read, call, data[0], number)
+    return read.pass_through(call)
+
+
+def _multiply_number(read: Reading, call: Call, x: Value, number: float) -> Value:
     out = read.pass_through(call)
-    if len(operands) == 1 and data and isinstance(number := call.args[1], (int, float)) and number:
-        return _times(out, 1 / number if call.name == "aten::div" else number)
-    return out
+    if not number:
+        return out
+    by = 1 / number if call.name == "aten::div" else number
+    return replace(_times(out, by), factor=(x.factor or 1.0) * by)
 
 
 def _times(x: Value, *factors: Any) -> Value:
@@ -79,6 +87,9 @@ def _times(x: Value, *factors: Any) -> Value:
 
 def _multiply_parameter(read: Reading, call: Call, x: Value, factor: Call) -> Value:
     value = read.values[factor]
+    number = known_number(factor)
+    if number is not None and (call.name != "aten::div" or call.args[1] is factor):
+        return _multiply_number(read, call, x, number)
     param = read.chosen(value, factor)
     if param and x.normalized and len(read.shapes[param]) == 1 and read.shapes[param][0] > 1:
         out = read.add_parameter("ln", param, value, x)

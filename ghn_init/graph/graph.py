@@ -99,9 +99,12 @@ class Graph:
             traced.
         factors: constants that the model multiplies a parameter by before it uses it (as in
             equalized learning rates), by name. Predictions are divided by them.
+        input_factors: constants that the model multiplies the input of a layer by, right before it,
+            by the name of the layer's weight.
         normalized: weights that the model normalizes itself (weight norm, weight standardization,
             spectral norm): their size does not matter.
-        passages: what stands between nodes, by edge, where anything does. (Graphs are equal
+        passages: what stands between nodes, by edge, where anything does; for what stands in front
+            of an output, `len(nodes)` is the edge's second index. (Graphs are equal
             without them: an attention's scale is seen or not, as it is fused or not.)
         attentions: which weights each attention's queries, keys and values come from.
     """
@@ -113,6 +116,7 @@ class Graph:
     notes: tuple[str, ...] = ()
     heads: tuple[tuple[str, str | None], ...] | None = None
     factors: Mapping[str, float] = field(default_factory=dict)
+    input_factors: Mapping[str, float] = field(default_factory=dict)
     normalized: frozenset[str] = frozenset()
     passages: Mapping[tuple[int, int], Passage] = field(default_factory=dict, compare=False)
     attentions: tuple[Attention, ...] = field(default=(), compare=False)
@@ -229,6 +233,7 @@ class Graph:
             self.notes,
             None if self.heads is None else tuple((prefix + w, renamed(b)) for w, b in self.heads),
             {prefix + name: factor for name, factor in self.factors.items()},
+            {prefix + name: factor for name, factor in self.input_factors.items()},
             frozenset(prefix + name for name in self.normalized),
             {
                 edge: replace(

@@ -26,6 +26,7 @@ def _weight(read: Reading, call: Call, op: str, x: Value, weight: Call, bias: An
         out = replace(NOTHING, sources=union([x, value]))
     else:
         read.layers[call] = param
+        read.input_factors.setdefault(param, set()).add(x.factor or 1.0)
         out = read.add_parameter(op, param, value, x)
         out = replace(out, open_weight=out.sources[0])
     return _bias(read, out, bias) if isinstance(bias, Call) else out

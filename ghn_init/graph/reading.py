@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +47,7 @@ class Reading:
         self.values: dict[Call, Value] = {}
         self.reasons: dict[str, str] = {}
         self.factors: dict[str, float] = {}
+        self.input_factors: dict[str, set[float]] = {}
         self.normalized: set[str] = set()
         self.passages: dict[tuple[int, int], Passage] = {}
         self.layers: dict[Call, str | None] = {}
@@ -88,6 +89,7 @@ class Reading:
                 open_weight=None,
                 normalized=False,
                 open_norm=None,
+                factor=1.0,
                 statistic=kept.statistic or name in STATISTIC,
                 passage=replace(kept.passage, **passed) if passed else kept.passage,
             )
@@ -145,10 +147,14 @@ class Reading:
         index = len(self.nodes)
         self.nodes.append(node)
         self.predecessors.append(union(operands))
+        self.note_passages(operands, index)
+        return Value(sources=(index,))
+
+    def note_passages(self, operands: Iterable[Value], index: int) -> None:
+        """Note what stands between the sources of some values and the node that works on them."""
         for value in operands:
             if value.passage != NO_PASSAGE:
                 self.passages |= {(i, index): value.passage for i in value.sources}
-        return Value(sources=(index,))
 
     def add_parameter(self, op: str, param: str, value: Value, *before: Value) -> Value:
         """Add the node of a parameter.

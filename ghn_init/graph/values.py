@@ -18,7 +18,8 @@ class Value:
         params: names of the parameters that an input-independent tensor is made of.
         altered: those of them that are not used as they are, each with the operator that changed
             its values (`("layer.weight", "exp")`).
-        factor: the constant that such a tensor is multiplied by; None if it is not known.
+        factor: the constant that such a tensor is multiplied by; None if it is not known. Of data,
+            what it has just been multiplied by, with nothing but views since.
         transposed: for a matrix made of a parameter, whether rows and columns are exchanged.
         table: made of entries picked out of a parameter (a relative-position table).
         attention: comes from a softmax, with nothing but constants applied since.

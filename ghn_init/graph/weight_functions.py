@@ -222,10 +222,15 @@ def _number(operand: Any) -> float | None:
         return float(operand)
     if not isinstance(operand, Call):
         return None
-    while operand.name in REARRANGE:
-        operand = operand.inputs[0]
-    number: float | None = operand.number
+    number = known_number(operand)
     return 1.0 if number is None and operand.numel != 1 else number
+
+
+def known_number(call: Call) -> float | None:
+    """The value of a tensor that is a single number, where it is known."""
+    while call.name in REARRANGE:
+        call = call.inputs[0]
+    return call.number
 
 
 def _times(a: float | None, b: float | None) -> float | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from ghn_init.graph.graph import NORMS, Graph
 from ghn_init.hypernetwork.ghn import GHN
@@ -24,8 +24,12 @@ def kept_parameters(
     head: str,
     include_frozen: bool,
     include_deliberate: bool = False,
+    own: Mapping[str, Tensor] | None = None,
 ) -> dict[str, str]:
-    """Parameters that are left as they are, with the reason. Nothing is computed for them."""
+    """Parameters that are left as they are, with the reason. Nothing is computed for them.
+
+    `own` is the model's own values by name. Default: those that it has, which on meta are none.
+    """
     kept = unfit_parameters(model)
     if not variant.method.source:  # values of a relative need no primitive, and are trained ones
         for name, reason in graph.left.items():
@@ -39,7 +43,9 @@ def kept_parameters(
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         _leave(kept, frozen, "frozen (requires_grad=False); see include_frozen")
     if not include_deliberate and not variant.method.source:
-        kept = {**deliberate_values(model, graph), **kept}
+        if own is None:
+            own = {name: p for name, p in model.named_parameters() if not p.is_meta}
+        kept = {**deliberate_values(model, graph, own), **kept}
     return kept
 
 

@@ -49,11 +49,16 @@ class NewValues:
     buffers: Values = field(default_factory=dict)
 
 
-def new_values(job: Job, variant: Variant, steps: PostProcessing) -> NewValues:
-    """What the method gives for the parameters that may be written, post-processed and refined."""
+def new_values(
+    job: Job, variant: Variant, steps: PostProcessing, own: Mapping[str, Tensor]
+) -> NewValues:
+    """What the method gives for the parameters that may be written, post-processed and refined.
+
+    `own` is the model's own values by name.
+    """
     # Whatever default device the caller has set, what is drawn is drawn on the CPU.
     with plain_modes(), torch.no_grad(), torch.device("cpu"):
-        found = _first_values(job, variant, steps)
+        found = _first_values(job, variant, steps, own)
         if not variant.refines:
             return found
         tensors = repeated_all(found.tensors, job.graph.shapes)
@@ -70,7 +75,9 @@ def new_values(job: Job, variant: Variant, steps: PostProcessing) -> NewValues:
         return replace(found, tensors=tensors, notes=tuple(notes))
 
 
-def _first_values(job: Job, variant: Variant, steps: PostProcessing) -> NewValues:
+def _first_values(
+    job: Job, variant: Variant, steps: PostProcessing, own: Mapping[str, Tensor]
+) -> NewValues:
     """What the method itself gives, post-processed; nothing if it leaves the model's own."""
     method = variant.method
     if method.values is None:
@@ -84,7 +91,6 @@ def _first_values(job: Job, variant: Variant, steps: PostProcessing) -> NewValue
     _check_finite(values, job, method)
     processed = post_process(job.graph, values, steps, job.generator)
     tensors = values | processed.tensors
-    own = dict(job.model.named_parameters())
     scale = job.hypernetwork is not None
     stable = Stabilized({}, ())
     if scale or not variant.refines:  # what only warns of sizes would warn too early

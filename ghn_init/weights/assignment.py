@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ghn_init.errors import GHNInitError
-from ghn_init.weights.meta import initial_values
+from ghn_init.weights.meta import OwnValues, is_on_meta, own_values
 from ghn_init.weights.places import Place, meta_tensors, real_like
 from ghn_init.weights.tiling import fill
 
@@ -77,7 +77,12 @@ def _extent(tensor: Tensor) -> int:
     return (1 + sum((size - 1) * stride for size, stride in steps)) * tensor.element_size()
 
 
-def assign(model: nn.Module, tensors: Mapping[str, Tensor], seed: int) -> tuple[str, ...]:
+def assign(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    seed: int,
+    own: OwnValues | None = None,
+) -> tuple[str, ...]:
     """Write tensors into the parameters of that name.
 
     Storage, dtype, device and `requires_grad` are kept, and no memory is shared with the tensors
@@ -89,6 +94,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], seed: int) -> tuple[
         model: the model.
         tensors: by parameter name; none of them names one of `unfit_parameters`.
         seed: of what a model on the meta device initializes itself.
+        own: its own values, if they are known already.
 
     Returns: notes for the report.
 
@@ -104,7 +110,7 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], seed: int) -> tuple[
         torch.no_grad(),
         torch._C.DisableTorchFunctionSubclass(),
     ):
-        exchanges, notes = _exchanges(model, tensors, seed)
+        exchanges, notes = _exchanges(model, tensors, seed, own)
         on_meta = {name for name in tensors if params[name].is_meta}
         for name in on_meta:
             fill(exchanges[id(params[name])].new, tensors[name])
@@ -203,16 +209,16 @@ class _Exchange:
 
 
 def _exchanges(
-    model: nn.Module, tensors: Mapping[str, Tensor], seed: int
+    model: nn.Module, tensors: Mapping[str, Tensor], seed: int, own: OwnValues | None
 ) -> tuple[dict[int, _Exchange], tuple[str, ...]]:
     """What is to be done to take a model off meta, by the id of each tensor; notes for the report.
 
     The real tensors have their values but for those that are going to be written.
     """
-    places = meta_tensors(model) if _is_on_meta(model) else {}
+    places = meta_tensors(model) if is_on_meta(model) else {}
     if not places:
         return {}, ()
-    values, notes = initial_values(model, tensors, seed)
+    needed = (own or own_values(model, seed, tensors)).without(model, tensors)
     device = next((t.device for t in tensors.values()), torch.device("cpu"))
     memory: dict[int, torch.UntypedStorage] = {}
     exchanges: dict[int, _Exchange] = {}
@@ -221,23 +227,13 @@ def _exchanges(
             continue
         try:
             new = real_like(old, device, memory)
-            if (value := values.get(place)) is not None:
+            if (value := needed.on_meta.get(place)) is not None:
                 new = value.to(new) if _overlaps_itself(old) else new.copy_(value)
         except RuntimeError as error:
             raise GHNInitError(f"{place} cannot be given memory: {error}") from error
         held = tuple(other for other, tensor in places.items() if tensor is old)
         exchanges[id(old)] = _Exchange(old, held, _in_the_guise_of(old, new))
-    return exchanges, notes
-
-
-def _is_on_meta(model: nn.Module) -> bool:
-    """Whether a parameter or buffer is: only then it is worth searching the model for others."""
-    return any(
-        tensor is not None and tensor.is_meta
-        for module in model.modules()
-        for held in (module._parameters, module._buffers)
-        for tensor in held.values()
-    )
+    return exchanges, needed.notes()
 
 
 def _in_the_guise_of(old: Tensor, new: Tensor) -> Tensor:

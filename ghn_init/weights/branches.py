@@ -16,7 +16,7 @@ from ghn_init.graph.residuals import (
     runs_without_norm,
 )
 from ghn_init.names import abridged
-from ghn_init.weights.signal import Signal, size
+from ghn_init.weights.signal import Signal, is_constant, size
 from ghn_init.weights.tiling import repeated
 
 _SHORTEST_CHAIN = 2
@@ -31,6 +31,12 @@ _FAR = 4.0
 _TOO_FAR = 100.0
 """Ratio of the outputs' size to that under the model's own initialization that is warned of. (The
 estimate tends to the extremes: a VGG-11 of 300 times the size has 146 times.)"""
+
+
+_UNCHECKED = (
+    "the model lacks norms that keep activations at one size, and whether predictions do is not "
+    "checked: its own values are not known, as it is on the meta device"
+)
 
 
 @dataclass(frozen=True)
@@ -60,15 +66,15 @@ def stabilize(
     Arguments:
         graph: of the model.
         values: new values by name, as a method gives them.
-        own: the model's own values of all parameters.
+        own: the model's own values, by name.
         scale: whether to scale, or only to compare.
     """
     branches = [b for b in branches_without_norm(graph) if b.depth >= _SHORTEST_CHAIN]
     run = runs_without_norm(graph)
     if not branches and max((run[i] for i in ends(graph)), default=0) < _SHORTEST_RUN:
         return Stabilized({}, ())
-    if any(tensor.is_meta for tensor in own.values()):
-        return Stabilized({}, ())
+    if graph.shapes.keys() - own.keys():
+        return Stabilized({}, (_UNCHECKED,))
     work = _Stabilizer(graph, values, own)
     if scale:
         work.branches = {b.end: b for b in branches}
@@ -149,5 +155,12 @@ class _Stabilizer:
                 f"the first outputs may be far {kind} than with the model's own initialization "
                 f"({worst:.0e} times, estimated from the weights): the model lacks norms that keep "
                 "activations at one size"
+            )
+        outputs = zip(self.new.outputs(), self.old.outputs(), strict=True)
+        if any(is_constant(new) and not is_constant(old) for new, old in outputs):
+            notes.append(
+                "the first outputs may hardly depend on the input, estimated from the weights: "
+                "the model lacks norms, and activations such as ReLU pass nothing on of what is "
+                "negative in all places"
             )
         return notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ _LARGE = 0.5
 """From here on a bias opens or closes a gate. Smaller ones, such as 0.02, are ordinary."""
 
 
-def deliberate_values(model: nn.Module, graph: Graph) -> dict[str, str]:
+def deliberate_values(model: nn.Module, graph: Graph, own: Mapping[str, Tensor]) -> dict[str, str]:
     """Parameters whose values were chosen, with the reason to leave them.
 
     Weights that are all zero (LoRA's B, a zero convolution, the last layer of a residual branch),
@@ -25,10 +25,11 @@ def deliberate_values(model: nn.Module, graph: Graph) -> dict[str, str]:
     a model all of whose weights are of this kind: it is not initialized yet.
 
     Arguments:
-        model: its parameters on the meta device have no values, and are never deliberate.
+        model: the model.
         graph: of the model.
+        own: the values of its parameters, by name. What is missing is not deliberate.
     """
-    params = {n: p.detach() for n, p in model.named_parameters() if not p.is_meta}
+    params = {name: value.detach() for name, value in own.items()}
     classifier = {graph.nodes[i].param for head in graph.classifiers for i in head if i is not None}
     nodes = [n for n in graph.nodes if n.param in params and n.param not in classifier]
     weights = list(dict.fromkeys(n.param for n in nodes if n.op in WEIGHTS if n.param))

@@ -1,4 +1,4 @@
-"""Values for what a model built on the meta device holds besides its predicted parameters.
+"""The values that a model has of its own, also where it is built on the meta device.
 
 A tensor on meta has no values, and the model does not keep what its `__init__` would have put
 there. What it would have on a real device comes from two sources. They are tried on the whole
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,46 +30,119 @@ from ghn_init.names import abridged
 from ghn_init.weights.places import Place, meta_tensors, real_like
 from ghn_init.weights.rebuilding import built_again
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Modules that leave what they contain as it is."""
+
 _FILLS = (0, 1)
 """Bytes of which memory consists before a module initializes itself; valid for bool, too."""
 
 
-def initial_values(
-    model: nn.Module, written: Collection[str], seed: int
-) -> tuple[dict[Place, Tensor], tuple[str, ...]]:
-    """What a model's own initialization puts where it has tensors on meta. The model is untouched.
+@dataclass(frozen=True)
+class OwnValues:
+    """The values that a model has or, where it is on meta, those of its own initialization.
+
+    Arguments:
+        parameters: by name, those that are known for sure.
+        on_meta: for tensors on meta, their values on the CPU; of tied tensors, those of one.
+        missing: tensors on meta whose values cannot be had.
+        by_layer: those that only a part of the model gave. What the `__init__` of the whole does to
+            them afterwards (zeros, say) is not known.
+        model: the name of the model's class.
+    """
+
+    parameters: Mapping[str, Tensor]
+    on_meta: Mapping[Place, Tensor]
+    missing: tuple[Place, ...]
+    by_layer: frozenset[Place]
+    model: str
+
+    def without(self, model: nn.Module, written: Collection[str]) -> OwnValues:
+        """The values that a model needs when some of its parameters are written.
+
+        Raises:
+            GHNInitError: one of them cannot be had.
+        """
+        params = dict(model.named_parameters(remove_duplicate=False))
+        ids = {id(params[name]) for name in written}
+        for place in self.missing:
+            if id(place.find(model)) not in ids:
+                owner = type(model.get_submodule(place.module)).__name__
+                raise GHNInitError(
+                    f"{place} is on the meta device and not predicted, and its values cannot be "
+                    f"had: {owner} does not keep the arguments that it was built with, and has no "
+                    "reset_parameters() that fills it. Build the model on a real device, or give "
+                    "it memory and values first."
+                )
+        needed = {p: v for p, v in self.on_meta.items() if id(p.find(model)) not in ids}
+        return OwnValues({}, needed, (), self.by_layer & needed.keys(), self.model)
+
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about the values."""
+        if not self.by_layer:
+            return ()
+        names = [str(place) for place in self.on_meta if place in self.by_layer]
+        return (
+            f"{abridged(names)}: on the meta device and not predicted, so initialized layer by "
+            f"layer; what the __init__ of {self.model} does to layers after it has built them is "
+            "missing",
+        )
+
+    def unseen(self, written: Collection[str]) -> tuple[str, ...]:
+        """A note about parameters that were written and whose own values are not known."""
+        names = [name for name in written if name not in self.parameters]
+        if not names:
+            return ()
+        return (
+            f"{abridged(names)}: predicted, also if the __init__ of {self.model} gives them values "
+            "on purpose (zeros, an identity): it is on the meta device, and does not keep the "
+            "arguments to build it again. On a real device such values are left",
+        )
+
+
+def own_values(model: nn.Module, seed: int, written: Collection[str] = ()) -> OwnValues:
+    """A model's own values. The model is untouched.
 
     Arguments:
         model: any part of it may be on meta.
-        written: names of parameters that need no values, as they will be written.
         seed: of the initialization. The global RNG is neither read nor changed.
-
-    Returns: for each tensor on meta that will not be written, its values on the CPU (of tied
-        tensors, those of one); and notes for the report.
-
-    Raises:
-        GHNInitError: there is no way to have the values of one of them.
+        written: names of parameters whose values are not looked for.
     """
+    names = {id(param): name for name, param in model.named_parameters()}
+    real = {name: p for name, p in model.named_parameters() if not p.is_meta}
     params = dict(model.named_parameters(remove_duplicate=False))
     known = {id(params[name]) for name in written}
     missing: dict[Place, Tensor] = {}
-    for place, tensor in meta_tensors(model).items():
+    for place, tensor in (meta_tensors(model) if is_on_meta(model) else {}).items():
         if id(tensor) not in known:
             known.add(id(tensor))
             missing[place] = tensor
+    by_name = {place: names.get(id(tensor)) for place, tensor in missing.items()}
     search = _Search(missing)
-    with isolated_rng(seed), torch.no_grad(), torch.device("cpu"):
-        search.look_in(model, "")
     if missing:
-        place = next(iter(missing))
-        owner = type(model.get_submodule(place.module)).__name__
-        raise GHNInitError(
-            f"{place} is on the meta device and not predicted, and its values cannot be had: "
-            f"{owner} does not keep the arguments that it was built with, and has no "
-            "reset_parameters() that fills it. Build the model on a real device, or give it memory "
-            "and values first."
-        )
-    return search.values, search.notes(type(model).__name__)
+        with isolated_rng(seed), torch.no_grad(), torch.device("cpu"):
+            search.look_in(model, "", whole=True)
+    sure = {
+        name: value
+        for place, value in search.values.items()
+        if (name := by_name[place]) is not None and place not in search.by_layer
+    }
+    return OwnValues(
+        real | sure,
+        search.values,
+        tuple(missing),
+        frozenset(search.by_layer),
+        type(model).__name__,
+    )
+
+
+def is_on_meta(model: nn.Module) -> bool:
+    """Whether a parameter or buffer is: only then it is worth searching the model for others."""
+    return any(
+        tensor is not None and tensor.is_meta
+        for module in model.modules()
+        for held in (module._parameters, module._buffers)
+        for tensor in held.values()
+    )
 
 
 class _Search:
@@ -81,33 +155,30 @@ class _Search:
     def __init__(self, missing: dict[Place, Tensor]) -> None:
         self.values: dict[Place, Tensor] = {}
         self._missing = missing
-        self._by_layer: list[str] = []  # names of what the model as a whole did not give
+        self.by_layer: set[Place] = set()  # what the model as a whole did not give
 
-    def look_in(self, module: nn.Module, name: str) -> None:
-        """Ask a module, and its children for what it cannot give."""
+    def look_in(self, module: nn.Module, name: str, whole: bool) -> None:
+        """Ask a module, and its children for what it cannot give.
+
+        Arguments:
+            module: any part of the model.
+            name: its name.
+            whole: whether nothing else initializes what it contains.
+        """
         prefix = f"{name}." if name else ""
         inside = [p for p in self._missing if p.module == name or p.module.startswith(prefix)]
         for way in (built_again, _initialized_by_itself):
             found = way(module, {p: p.within(name) for p in inside}) if inside else {}
             self.values |= found
-            if name:
-                self._by_layer += map(str, found)
+            if not whole:
+                self.by_layer |= found.keys()
             for place in found:
                 del self._missing[place]
                 inside.remove(place)
         if inside:
+            whole = whole and type(module) in _CONTAINERS
             for child, inner in module.named_children():
-                self.look_in(inner, f"{prefix}{child}")
-
-    def notes(self, model: str) -> tuple[str, ...]:
-        """What a user should know about the values."""
-        if not self._by_layer:
-            return ()
-        return (
-            f"{abridged(self._by_layer)}: on the meta device and not predicted, so initialized "
-            f"layer by layer; what the __init__ of {model} does to layers after it has built them "
-            "is missing",
-        )
+                self.look_in(inner, f"{prefix}{child}", whole)
 
 
 # -- its own functions

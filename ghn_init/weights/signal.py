@@ -64,6 +64,12 @@ class Signal:
         self.at.append(vectors)
         return vectors
 
+    def outputs(self) -> list[Tensor]:
+        """The vectors of the nodes without a successor, behind all that stands behind these."""
+        inner = {i for i, _ in self.graph.edges}
+        last = len(self.graph)
+        return [self.arriving(i, last) for i in range(last) if i not in inner]
+
     def arriving(self, source: int, target: int) -> Tensor:
         """The vectors of a predecessor behind what stands in between."""
         x = self.at[source]
@@ -107,3 +113,8 @@ def _fit(x: Tensor, channels: int) -> Tensor:
 def size(x: Tensor) -> float:
     """Root mean square."""
     return float(x.square().mean().sqrt())
+
+
+def is_constant(x: Tensor) -> bool:
+    """Whether the vectors are one, up to a thousandth of their size."""
+    return size(x - x.mean(0)) <= 1e-3 * size(x)
