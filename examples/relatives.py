@@ -119,7 +119,7 @@ def main() -> None:
     options = arguments()
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        labels, tested = (200, 100) if options.quick else (0, 2000)
+        labels, tested = (40, 16) if options.quick else (0, 2000)
         data = load_split(options.data, labels=labels, test_images=tested, progress=True)
         for name in FAMILIES:
             print(f"\n{compared(name, data, options).table()}")
@@ -132,7 +132,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", default="cifar10/", help="folder of images; default: cifar10/")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is finished")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method; default: 3")
-    parser.add_argument("--quick", action="store_true", help="200 images, 4 steps, 2 seeds")
+    parser.add_argument("--quick", action="store_true", help="40 images, 4 steps, 2 seeds")
     return parser.parse_args()
 
 
@@ -183,7 +183,7 @@ def trained(name: str, data: Split, options: argparse.Namespace) -> Path:
 
 
 def budget(steps: int, options: argparse.Namespace) -> FineTuning:
-    return FineTuning(4, 32) if options.quick else FineTuning(steps, 128, eval_every=steps // 5)
+    return FineTuning(4, 8) if options.quick else FineTuning(steps, 128, eval_every=steps // 5)
 
 
 def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -7,6 +7,7 @@ of the channels are sent the same way, through the recorded operators, and are r
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -173,65 +174,39 @@ def _side(read: Reading, call: Call, transposed: bool = False) -> _Side | None:
         operands = _data(read, layer)
         if not operands or not layer.name:
             return None
-        path.append((layer, operands[0]))
+        path.append(_Step.of(layer, operands[0]))
         layer = operands[0]
     param, size = read.layers[layer], layer.shape
-    axis = 1 if layer.name == "aten::convolution" else len(size) - 1
+    axis = _channel_axis(layer, len(size))
     shape = () if param is None else read.shapes[param]
     if param is None or math.prod(shape[2:]) > 1 or shape[0] != size[axis]:
         return None
-    channels = torch.arange(size[axis]).view([-1 if i == axis else 1 for i in range(len(size))])
-    numbers = _sent(channels.expand(size), path[::-1])
-    if numbers is None or numbers.dim() < 3:
-        return None
-    vectors = _one_token(numbers.transpose(-1, -2) if transposed else numbers)
+    vectors = _vectors(size, axis, tuple(path[::-1]), transposed)
     heads = {head: i for i, head in enumerate(dict.fromkeys(vectors))}
     if not heads or len({c for head in heads for c in head}) < sum(map(len, heads)):
         return None  # an attention between channels, or one that mixes heads
     return _Side(layer, Projection(param, tuple(heads)), tuple(heads[v] for v in vectors))
 
 
-def _one_token(numbers: Tensor) -> list[tuple[int, ...]]:
-    """Of (..., tokens, channels) the channels of a token that comes from the layer."""
-    numbers = numbers.flatten(0, -3)
-    known = (numbers >= 0).all(-1).all(0).nonzero()
-    return [tuple(row) for row in numbers[:, int(known[0])].tolist()] if len(known) else []
+def _channel_axis(layer: Call, axes: int) -> int:
+    return 1 if layer.name == "aten::convolution" else axes - 1
 
 
-def _sent(numbers: Tensor, path: Sequence[tuple[Call, Call]]) -> Tensor | None:
-    """Numbers of channels, sent through operators; None where one does something unknown.
-
-    Arguments:
-        numbers: in the shape of the first operand.
-        path: operators, each with the operand that the numbers are in the place of.
-    """
-    now: Any = numbers
-    for call, operand in path:
-        if call.name == ITEM:
-            now = now[call.args[1]] if isinstance(now, (tuple, list)) else now
-        elif call.name in _MOVE:
-            try:
-                now = _moved(call, operand, now)
-            except (RuntimeError, IndexError, TypeError, ValueError):
-                return None
-        elif call.shape and call.shape != operand.shape:
-            return None
-    return now if isinstance(now, Tensor) else None
-
-
-def _moved(call: Call, operand: Call, numbers: Tensor) -> Any:
-    def filled(argument: Any) -> Any:
-        """The numbers for the operand; for other tensors, such as class tokens, -1."""
-        if argument is operand:
-            return numbers
-        if isinstance(argument, (tuple, list)):
-            return [filled(item) for item in argument]
-        return torch.full(argument.shape, -1) if isinstance(argument, Call) else argument
-
-    if call.name in _RESHAPE:
-        return numbers.reshape(call.args[1])
-    function = getattr(torch.ops.aten, call.name.removeprefix("aten::"))
-    return function(*map(filled, call.args), **call.kwargs)
+@functools.lru_cache(maxsize=256)  # the blocks of a model are alike
+def _vectors(
+    size: tuple[int, ...], axis: int, path: tuple[_Step, ...], transposed: bool
+) -> list[tuple[int, ...]]:
+    """For each matrix that an attention gets, the channels of the layer that are its columns."""
+    channels = torch.arange(size[axis]).view([-1 if i == axis else 1 for i in range(len(size))])
+    numbers = _sent(channels.expand(size), path)
+    if numbers is None or numbers.dim() < 3:
+        return []
+    numbers = numbers.transpose(-1, -2) if transposed else numbers
+    for token in (-1, 0, numbers.shape[-2] // 2):  # class tokens stand in front, if not behind
+        vectors = numbers[..., token, :].flatten(0, -2)
+        if bool((vectors >= 0).all()):
+            return [tuple(vector) for vector in vectors.tolist()]
+    return []
 
 
 # -- behind the attention
@@ -242,30 +217,40 @@ def _behind(
 ) -> Projection | None:
     """The layer that takes what an attention gives."""
     first = next((user for user in users[end] if user.name == ITEM), end)
-    heads, size = value.projection.heads, first.shape
-    width = len(heads[0])
+    heads, size = len(value.projection.heads), first.shape
+    width = len(value.projection.heads[0])
     if size[-1] != width or math.prod(size[:-2]) != len(value.order):
         return None
-    order = torch.tensor(value.order).view(*size[:-2], 1, 1)
-    numbers = (order * width + torch.arange(width)).expand(size)
     for path, layer in _ways_to_layers(read, users, first):
-        param, sent = read.layers[layer], _sent(numbers, path)
-        if param is None or sent is None:
+        param = read.layers[layer]
+        if param is None:
             continue
-        axis = 1 if layer.name == "aten::convolution" else -1
-        (columns,) = sent.transpose(axis, -1).reshape(-1, sent.shape[axis])[:1].tolist()
-        if sorted(columns) == list(range(len(heads) * width)) == list(range(read.shapes[param][1])):
+        columns = _columns(size, value.order, path, layer.name == "aten::convolution")
+        if sorted(columns) == list(range(heads * width)) == list(range(read.shapes[param][1])):
             place = {channel: column for column, channel in enumerate(columns)}
-            numbered = [range(h * width, (h + 1) * width) for h in range(len(heads))]
+            numbered = [range(h * width, (h + 1) * width) for h in range(heads)]
             return Projection(param, tuple(tuple(place[c] for c in head) for head in numbered))
     return None
 
 
+@functools.lru_cache(maxsize=256)
+def _columns(
+    size: tuple[int, ...], order: tuple[int, ...], path: tuple[_Step, ...], is_map: bool
+) -> tuple[int, ...]:
+    """For each channel that a layer gets, the one of the attention's (head by head) that it is."""
+    width = size[-1]
+    heads = torch.tensor(order).view(*size[:-2], 1, 1)
+    sent = _sent((heads * width + torch.arange(width)).expand(size), path)
+    if sent is None:
+        return ()
+    return tuple(sent.transpose(1 if is_map else -1, -1)[(0,) * (sent.dim() - 1)].tolist())
+
+
 def _ways_to_layers(
     read: Reading, users: Mapping[Call, Sequence[Call]], start: Call, most: int = 30
-) -> Iterator[tuple[list[tuple[Call, Call]], Call]]:
+) -> Iterator[tuple[tuple[_Step, ...], Call]]:
     """Layers that are reached from an operator, and the operators on the way, nearest first."""
-    ways: list[tuple[list[tuple[Call, Call]], Call]] = [([], start)]
+    ways: list[tuple[tuple[_Step, ...], Call]] = [((), start)]
     seen = {start}
     while ways and len(seen) < most:
         path, call = ways.pop(0)
@@ -274,4 +259,74 @@ def _ways_to_layers(
                 yield path, user
             elif user not in seen:
                 seen.add(user)
-                ways.append(([*path, (user, call)], user))
+                ways.append(((*path, _Step.of(user, call)), user))
+
+
+# -- numbers of channels, sent through operators
+
+
+_HERE = "here"
+"""Stands for the operand that the numbers are in the place of."""
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Stands for another tensor, such as class tokens."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An operator on the way: what it does, without the calls, so that equal ones are equal."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @classmethod
+    def of(cls, call: Call, operand: Call) -> _Step:
+        """A call, for numbers in the place of one of its operands."""
+
+        def plain(argument: Any) -> Any:
+            if argument is operand:
+                return _HERE
+            if isinstance(argument, (tuple, list)):
+                return tuple(map(plain, argument))
+            return _Other(argument.shape) if isinstance(argument, Call) else argument
+
+        kwargs = tuple((name, plain(value)) for name, value in call.kwargs.items())
+        return cls(call.name, plain(call.args), kwargs, operand.shape, call.shape)
+
+    def moved(self, numbers: Any) -> Any:
+        """What becomes of numbers where the operator puts them elsewhere."""
+
+        def filled(argument: Any) -> Any:
+            if argument is _HERE:
+                return numbers
+            if isinstance(argument, tuple):
+                return [filled(item) for item in argument]
+            return torch.full(argument.shape, -1) if isinstance(argument, _Other) else argument
+
+        if self.name in _RESHAPE:
+            return numbers.reshape(self.args[1])
+        function = getattr(torch.ops.aten, self.name.removeprefix("aten::"))
+        return function(*map(filled, self.args), **dict(self.kwargs))
+
+
+def _sent(numbers: Tensor, path: Sequence[_Step]) -> Tensor | None:
+    """Numbers in the shape of the first operand, sent on; None where it is not known how."""
+    now: Any = numbers
+    for step in path:
+        if step.name == ITEM:
+            now = now[step.args[1]] if isinstance(now, (tuple, list)) else now
+        elif step.name in _MOVE:
+            try:
+                now = step.moved(now)
+            except (RuntimeError, IndexError, TypeError, ValueError):
+                return None
+        elif step.after and step.after != step.before:
+            return None
+    return now if isinstance(now, Tensor) else None
