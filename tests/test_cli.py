@@ -329,7 +329,8 @@ def test_verify_errors(
 def test_published_norms() -> None:
     from ghn_init.verify import published_norms
 
-    for name in ("ghn3xlm16", "ghn3tm8", "ghn2", "ghn3xlm16@main"):
+    in_full = "hf-hub:SamsungSAILMontreal/ghn3/ghn3tm8.pt@main"
+    for name in ("ghn3xlm16", "ghn3tm8", "ghn2", "ghn3xlm16@main", in_full):
         assert len(published_norms(name)) == 74
     assert published_norms("ghn3xlm16")["alexnet"] == 72.4766
 

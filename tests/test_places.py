@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import timm
 import torch
 from checkpoint_files import as_joblib, as_safetensors, same, tiny_state
 from hub_server import COMMIT, OLDER, Hub, serve, turn_to
+from huggingface_hub import hf_hub_download
 
 import ghn_init
 from ghn_init.errors import GHNInitError
@@ -95,6 +97,18 @@ def test_the_cache_serves_where_the_hub_does_not(hub: Hub) -> None:
         hub.fault = fault
         assert open_checkpoint("hf-hub:anyone/ghn") == found
         assert open_checkpoint("hf-hub:anyone/ghn/other/plain.pt") == plain
+
+
+@pytest.mark.parametrize("fault", ["500", "silent"])
+def test_a_file_that_was_fetched_by_hand(
+    hub: Hub, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether there is a config.json beside it, nobody knows: what is cached counts."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between huggingface_hub's retries
+    hf_hub_download("anyone/ghn", "other/plain.pt")
+    hub.fault = fault
+    found = open_checkpoint("hf-hub:anyone/ghn/other/plain.pt")
+    assert same(read_tensors(found), tiny_state(seed=1))
 
 
 def test_a_commit_is_not_asked_for_again(hub: Hub) -> None:

@@ -88,13 +88,16 @@ class HubRepository:
         pinned._silence = self._silence
         return pinned
 
-    def download_if_there(self, file: str) -> Path | None:
+    def download_if_there(self, file: str, lenient: bool) -> Path | None:
         """As `download`, but None for a file that the repository does not have.
 
-        A Hub that does not answer, and a cache without the file, count as that.
+        Arguments:
+            file: its path.
+            lenient: whether None is right, too, where the Hub cannot say it: what the cache has is
+                all that there is then.
 
         Raises:
-            NotAvailable: it cannot be told.
+            NotAvailable: the Hub cannot say it.
         """
         found = self._cached(file)
         if isinstance(found, str):
@@ -105,9 +108,14 @@ class HubRepository:
             return self.download(file)[0]
         except NotAvailable as error:
             cause = error.__cause__
-            if self._silence is None and not (isinstance(cause, Exception) and is_missing(cause)):
+            if not lenient and not (isinstance(cause, Exception) and is_missing(cause)):
                 raise
             return None
+
+    def cached(self, file: str) -> Path | None:
+        """A file in the Hub's cache."""
+        found = self._cached(file)
+        return Path(found) if isinstance(found, str) else None
 
     def files(self) -> list[str]:
         """Paths of all files; those in the cache where the Hub cannot be asked.
@@ -140,7 +148,7 @@ class HubRepository:
             NotAvailable: it is not cached, and the Hub does not answer.
         """
         hub = self._import(file)
-        if isinstance(self._cached(file), str):
+        if self.cached(file):
             return
         try:
             self._head(hub, file, _seconds(hub, True))
@@ -150,7 +158,7 @@ class HubRepository:
     def _wait_for(self, file: str) -> None:
         """Find out whether the Hub answers; other errors show when the file is fetched."""
         hub = self._import(file)
-        cached = isinstance(self._cached(file), str)
+        cached = self.cached(file) is not None
         pinned = self.revision is not None and _COMMIT.fullmatch(self.revision)
         if self._silence is not None or (cached and pinned):
             return
@@ -204,7 +212,7 @@ class HubRepository:
 
     def _import(self, file: str) -> Any:
         try:
-            import huggingface_hub
+            import huggingface_hub.constants
         except ImportError as error:
             cause = "huggingface_hub is not installed"
             raise self._not_available(file, error, cause) from error

@@ -105,11 +105,12 @@ def _on_hub(place: str) -> Found:
 def _downloaded(
     repository: HubRepository, file: str, asked: str, with_config: bool = False
 ) -> Found:
+    before = repository.cached(file) if with_config else None
     path, commit = repository.download(file)
     beside = None
     if with_config:
         config_file = str(PurePosixPath(file).with_name(CONFIG_FILE))
-        beside = repository.at(commit).download_if_there(config_file)
+        beside = repository.at(commit).download_if_there(config_file, lenient=path == before)
     source = f"hub:{repository.name}/{file}"
     return Found(asked, Path(os.path.realpath(path)), source, commit, beside)
 
