@@ -72,12 +72,14 @@ def needed(
     return {name: given[name] for name in variant.needs}
 
 
-def architecture(method: str) -> str | None:
+def architecture(method: str | Variant) -> str | None:
     """Of the hypernetwork that a method needs; None if it needs none."""
     return None if method == PRETRAINED else parse_method(method).method.hypernetwork
 
 
-def load_hypernetworks(methods: Sequence[str], checkpoints: Checkpoints) -> dict[str, GHN]:
+def load_hypernetworks(
+    methods: Sequence[str | Variant], checkpoints: Checkpoints
+) -> dict[str, GHN]:
     """The hypernetworks that the methods need, by architecture, each loaded once.
 
     Raises:

@@ -72,8 +72,8 @@ def _fill(parser: Parser) -> None:
 def _add_methods(parser: Parser) -> None:
     parser.add_argument(
         "--methods", default="rand,orth,ghn3,ghn3-orth", metavar="LIST",
-        help="of `ghn-init list`, each NAME or, with the keys noise, orth_start and norms, "
-        "NAME:key=value,key=value; default: %(default)s",
+        help="of `ghn-init list`, each NAME or, with settings, NAME:key=value,key=value, and "
+        "+NAME for a second step; all: those that apply; default: %(default)s",
     )  # fmt: skip
     add_ghns(parser)
     add_source(parser)
@@ -116,12 +116,10 @@ def _compare(options: argparse.Namespace) -> None:
     from ghn_init.cli.options import from_options
     from ghn_init.compare.run import compare
     from ghn_init.compare.settings import FineTuning
-    from ghn_init.methods.variants import parse_methods
     from ghn_init.models import create_model, short_name
     from ghn_init.train.distributed import start
 
-    methods = parse_methods(options.methods, noise=options.noise, orth_start=options.orth_start)
-    methods, pretrained = _with_weights(options, methods)
+    methods, pretrained = _with_weights(options, _methods(options))
     points = _points(options)
     if not 0 < options.epochs < math.inf:
         raise GHNInitError(f"epochs is {options.epochs}: give a number above 0.")
@@ -151,18 +149,30 @@ def _compare(options: argparse.Namespace) -> None:
         _save(result, options.out)
 
 
+def _methods(options: argparse.Namespace) -> tuple[Variant | str, ...]:
+    from ghn_init.compare.choice import ALL
+    from ghn_init.methods.variants import parse_methods, split_methods
+
+    parts = split_methods(options.methods)
+    named = ",".join(part for part in parts if part != ALL)
+    settings = {"noise": options.noise, "orth_start": options.orth_start}
+    found = parse_methods(named, **settings) if named or ALL not in parts else ()
+    return (*found, ALL) if ALL in parts else found
+
+
 def _with_weights(
-    options: argparse.Namespace, methods: tuple[Variant, ...]
-) -> tuple[tuple[Variant, ...], nn.Module | None]:
+    options: argparse.Namespace, methods: tuple[Variant | str, ...]
+) -> tuple[tuple[Variant | str, ...], nn.Module | None]:
     """The model's published weights, if a method takes them; where they cannot be had, the others.
 
     The reason is one line on stderr.
     """
+    from ghn_init.compare.choice import ALL
     from ghn_init.methods.selection import PRETRAINED
     from ghn_init.models import create_model
 
-    others = tuple(variant for variant in methods if variant.method is not PRETRAINED)
-    if len(others) == len(methods):
+    others = tuple(m for m in methods if isinstance(m, str) or m.method is not PRETRAINED)
+    if len(others) == len(methods) and ALL not in methods:
         return methods, None
     try:
         return methods, create_model(options.model, options.library, pretrained=True)[0]

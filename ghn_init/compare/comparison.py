@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ghn_init.analysis.plots.palette import series_style
@@ -57,6 +57,11 @@ class Row:
         """Sample standard deviation of the accuracies; None of fewer than two."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
+    @property
+    def initializing(self) -> float:
+        """Median of the seconds that the initialization took."""
+        return statistics.median(outcome.initializing for outcome in self.outcomes)
+
     def steps_to(self, accuracy: float) -> float | None:
         """Median over all runs of the steps to reach an accuracy; None where that is never."""
         steps = statistics.median(outcome.reached(accuracy) for outcome in self.outcomes)
@@ -75,6 +80,7 @@ class Comparison(Result):
         checkpoints: the hypernetworks, each with its checksum.
         reach: accuracies, in percent, to count the steps to.
         rows: one a method.
+        left_out: methods that do not apply, with the reason, where all were asked for.
     """
 
     name: str
@@ -84,6 +90,7 @@ class Comparison(Result):
     checkpoints: tuple[str, ...]
     reach: tuple[float, ...]
     rows: tuple[Row, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def differences(self, baseline: str | None = None) -> tuple[Difference, ...]:
         """The difference of each other method's final accuracy to a baseline's, paired by seed.
@@ -111,11 +118,12 @@ class Comparison(Result):
         Of several seeds, also the differences to the first method.
         """
         header = ["method", "predicted", "lr", "decay", "accuracy", "std"]
-        header += [f"to {value:g}%" for value in self.reach]
+        header += [*(f"to {value:g}%" for value in self.reach), "init (s)"]
         diverged = any(row.diverged for row in self.rows)
         lines = [self._cells(row, diverged) for row in self.rows]
         table = text_table([*header, *(["diverged"] if diverged else [])], lines)
-        return "\n".join([*self._about(diverged), table, *self._differences()])
+        left_out = [f"left out: {name}: {reason}" for name, reason in self.left_out.items()]
+        return "\n".join([*self._about(diverged), table, *self._differences(), *left_out])
 
     def _differences(self) -> Iterator[str]:
         if len(self.rows) > 1 and len(self.rows[0].outcomes) > 1:
@@ -129,6 +137,7 @@ class Comparison(Result):
         cells += [f"{row.point.lr:g}", f"{row.point.weight_decay:g}", mean]
         cells.append(None if row.deviation is None else f"{row.deviation:.1f}")
         cells += [_steps(row.steps_to(accuracy)) for accuracy in self.reach]
+        cells.append(f"{row.initializing:.1f}" if row.initializing else None)
         if diverged:
             cells.append(f"{row.diverged} of {len(row.outcomes)}" if row.diverged else None)
         return cells
@@ -179,6 +188,7 @@ class Comparison(Result):
             "classes": self.classes,
             "checkpoints": list(self.checkpoints),
             "methods": {row.method: self._row_content(row) for row in self.rows},
+            "left_out": dict(self.left_out),
             "differences": [vars(difference) for difference in self.differences()],
         }
 
@@ -188,6 +198,7 @@ class Comparison(Result):
             "mean": row.mean,
             "std": row.deviation,
             "diverged": row.diverged,
+            "initializing": row.initializing,
             "steps_to": {f"{value:g}": row.steps_to(value) for value in self.reach},
             "choice": [{**vars(p), "accuracy": accuracy} for p, accuracy in row.choice.items()],
             "runs": [{"accuracy": o.accuracy, **vars(o)} for o in row.outcomes],

@@ -30,12 +30,14 @@ class Outcome:
             model's outputs were not; the run ended there. None: there was none.
         predicted: share of the model's parameters that a hypernetwork predicted.
         seconds: that the run took.
+        initializing: seconds of these that the initialization took.
     """
 
     curve: tuple[tuple[int, float], ...]
     diverged_at: int | None = None
     predicted: float = 0.0
     seconds: float = 0.0
+    initializing: float = 0.0
 
     @property
     def accuracy(self) -> float | None:

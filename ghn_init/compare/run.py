@@ -21,6 +21,7 @@ from ghn_init.analysis.initializations import (
     refuse_needy,
 )
 from ghn_init.api import apply
+from ghn_init.compare.choice import ALL, choose
 from ghn_init.compare.comparison import Comparison, Row
 from ghn_init.compare.finetune import Outcome, fine_tune, runnable_format
 from ghn_init.compare.settings import FineTuning, Point
@@ -71,7 +72,9 @@ def compare(
 
     Arguments:
         build: the model for a seed, with as many outputs as the data has classes.
-        methods: initializations, as `ghn_init.apply` takes them.
+        methods: initializations, as `ghn_init.apply` takes them; `"all"` among them stands for
+            every other registered one that applies to the model and the data. The result says why
+            the rest does not.
         data: images; where they are, the runs compute.
         how: the budget of a run.
         points: hyperparameters. Of several, each method gets those with which it is best on the
@@ -96,13 +99,29 @@ def compare(
             cannot be loaded, arguments that do not go together, or a file of other settings. That
             is before the first run.
     """
-    variants, points = different_methods(methods), tuple(dict.fromkeys(points))
+    points, left_out = tuple(dict.fromkeys(points)), dict[str, str]()
+    named = [method for method in methods if method != ALL]
+    variants = different_methods(named) if named or ALL not in methods else ()
+
+    def at_hand(variant: Variant) -> tuple[str, ...]:
+        return NEEDS if _source_of(variant, source, pretrained) is not None else NEEDS[:2]
+
     for variant in variants:
-        has_source = _source_of(variant, source, pretrained) is not None
-        refuse_needy(variant, NEEDS if has_source else NEEDS[:2])
+        refuse_needy(variant, at_hand(variant))
     _check_plan(data, points, seeds, reach)
-    hypernetworks = _hypernetworks(variants, ghn)
     memory_format = runnable_format(lambda: build(0), data.train, how)
+    if ALL in methods:
+
+        def attempt(variant: Variant, loaded: Mapping[str, GHN]) -> Report:
+            tried = _Runner(
+                build, loaded, source, pretrained, data, how, memory_format, Store(None, {}), True
+            )
+            return tried.initialized(variant, 0)[1]
+
+        found = choose(ghn, at_hand, [variant.name for variant in variants], attempt)
+        variants = tuple(dict.fromkeys((*variants, *found.variants)))
+        ghn, left_out = found.hypernetworks, dict(found.left_out)
+    hypernetworks = _hypernetworks(variants, ghn)
     _check_precision(build(0), data, how)
     settings = _settings(build(0), name, data, how)
     settings |= {f"{a} checkpoint": h.origin.sha256 or h.name for a, h in hypernetworks.items()}
@@ -121,6 +140,7 @@ def compare(
         tuple(f"{h.name} (sha256 {h.origin.sha256[:12]})" for h in hypernetworks.values()),
         tuple(reach),
         rows,
+        left_out,
     )
 
 
@@ -228,6 +248,7 @@ class _Runner:
         """One run. The images to choose on are looked at once, after the last step."""
         start = time.perf_counter()
         model, report = self.initialized(method, job.seed)
+        initializing = round(time.perf_counter() - start, 2)
         how, data = self.how, self.data
         made = 0
 
@@ -253,7 +274,9 @@ class _Runner:
         if made < how.steps:
             line.step(how.steps - made, method=job.method, diverged=f"after {made} steps")
         seconds = round(time.perf_counter() - start, 1)
-        return replace(outcome, predicted=report.coverage, seconds=seconds)
+        return replace(
+            outcome, predicted=report.coverage, seconds=seconds, initializing=initializing
+        )
 
 
 def _source_of(method: Variant, source: Any, pretrained: Any) -> Any:
@@ -330,7 +353,7 @@ def _hypernetworks(methods: Sequence[Variant], ghn: Checkpoints) -> dict[str, GH
                 f"{hypernetwork.name} is a {arch}, and no method needs one: leave it out, or "
                 f"compare {arch} too."
             )
-    return load_hypernetworks([method.label for method in methods], loaded)
+    return load_hypernetworks(methods, loaded)
 
 
 def _settings(model: nn.Module, name: str, data: Split, how: FineTuning) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def _from_json(entry: Mapping[str, Any]) -> tuple[Job, Outcome]:
         None if stopped is None else int(stopped),
         float(entry["predicted"]),
         float(entry["seconds"]),
+        float(entry.get("initializing", 0.0)),  # older files do not have it
     )
     if not outcome.curve and stopped is None:
         raise ValueError("a run without accuracies")

@@ -34,6 +34,7 @@ def test_compare(
     assert "the best of 2 on 10 training images that are held out" in lines[2]
     assert lines[5].split() == [
         *("method", "predicted", "lr", "decay", "accuracy", "std", "to", "1%", "to", "99.5%"),
+        *("init", "(s)"),
     ]
     assert [line.split()[0] for line in lines[6:8]] == ["rand", "ghn3-orth:noise=0"]
     assert lines[9].startswith("  ghn3-orth:noise=0 - rand: ")

@@ -19,7 +19,7 @@ POINT, OTHER = Point(1e-3), Point(4e-3, 0.1)
 
 def outcome(*accuracies: float, predicted: float = 0.0, diverged_at: int | None = None) -> Outcome:
     return Outcome(
-        tuple((50 * i, a) for i, a in enumerate(accuracies, 1)), diverged_at, predicted, 1.5
+        tuple((50 * i, a) for i, a in enumerate(accuracies, 1)), diverged_at, predicted, 1.5, 0.5
     )
 
 
@@ -45,10 +45,10 @@ def test_table() -> None:
         "to x%: median steps, looked at every 50; -: not reached",
         "diverged: runs that ended with a loss or outputs that are not finite; accuracy and std "
         "are those of the others",
-        "method        predicted     lr  decay  accuracy  std  to 40%  to 60%  diverged",
-        "rand                  -  0.001   0.01      52.0  2.0     100       -         -",
-        "ghn3              99.9%  0.004    0.1      62.0  1.4      50     150    1 of 3",
-        "ghn3:noise=0          -  0.004    0.1  diverged    -       -       -    3 of 3",
+        "method        predicted     lr  decay  accuracy  std  to 40%  to 60%  init (s)  diverged",
+        "rand                  -  0.001   0.01      52.0  2.0     100       -       0.5         -",
+        "ghn3              99.9%  0.004    0.1      62.0  1.4      50     150       0.5    1 of 3",
+        "ghn3:noise=0          -  0.004    0.1  diverged    -       -       -       0.5    3 of 3",
         "difference in points, paired by seed, with its 95% confidence interval:",
         "  ghn3 - rand: +11.0 +- 25.4, better in 2 of 2 seeds",
         "  ghn3:noise=0 - rand: no seed in which both ended well",
@@ -84,8 +84,8 @@ def test_a_table_without_choice_accuracies_to_reach_and_divergence() -> None:
     text = replace(whole, rows=(row,), reach=(), checkpoints=()).table()
     assert text.splitlines()[1:] == [
         "accuracy in percent on 2000 test images, 1 seed",
-        "method  predicted     lr  decay  accuracy  std",
-        "rand            -  0.001   0.01      52.0    -",
+        "method  predicted     lr  decay  accuracy  std  init (s)",
+        "rand            -  0.001   0.01      52.0    -       0.5",
     ]
 
 

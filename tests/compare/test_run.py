@@ -37,6 +37,14 @@ def curves(result: Comparison) -> dict[str, list[tuple[Any, ...]]]:
     return {row.method: [(o.curve, o.diverged_at) for o in row.outcomes] for row in result.rows}
 
 
+def without_times(result: Comparison) -> Comparison:
+    rows = (
+        replace(row, outcomes=tuple(replace(o, initializing=0.0) for o in row.outcomes))
+        for row in result.rows
+    )
+    return replace(result, rows=tuple(rows))
+
+
 def test_the_same_arguments_give_the_same_results(run: Run) -> None:
     state = torch.get_rng_state()
     first = run("rand,orth,ghn3-orth", ghn=hypernetwork())
@@ -178,8 +186,8 @@ def test_an_interrupted_comparison_goes_on(
     resumed = run(results=file, **arguments)
     assert made == 8
     assert curves(resumed) == curves(whole)
-    assert resumed.table() == whole.table()
-    assert run(results=file, **arguments).table() == whole.table()
+    assert without_times(resumed).table() == without_times(whole).table()
+    assert run(results=file, **arguments).table() == resumed.table()
     assert made == 8
 
 
@@ -316,7 +324,8 @@ def test_a_run_that_diverges_ends_and_is_shown(run: Run) -> None:
         assert outcome.diverged_at < 5
         assert all(step < outcome.diverged_at for step, _ in outcome.curve)
     last = result.table().splitlines()[-1]
-    assert last.split()[-6:] == ["1e+30", "0.01", "diverged", "-", "2", "of", "2"][-6:]
+    assert last.split()[-7:-4] == ["0.01", "diverged", "-"]
+    assert last.split()[-3:] == ["2", "of", "2"]
 
 
 def test_what_diverges_is_not_chosen(run: Run) -> None:
