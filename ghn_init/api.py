@@ -121,13 +121,15 @@ def apply(
             DistributedDataParallel and torch.compile wrappers are looked into.
         method: a name in `ghn_init.METHODS`: `"ghn3-orth"` (default), `"ghn3"`, `"ghn2-orth"`,
             `"ghn2"`; or a baseline without a checkpoint: `"orth"` (orthogonal, Saxe et al., 2013)
-            or `"rand"` (the model's own initialization, left as it is). Settings may follow the
-            name, `"ghn3-orth:noise=0,norms=keep"`, and second steps: `"ghn3-orth+lsuv"`.
+            or `"rand"` (the model's own initialization, left as it is); or one that runs the model:
+            `"lsuv"`, `"gradinit"`, `"nio"`, `"metainit"`. Settings may follow the name,
+            `"ghn3-orth:noise=0,norms=keep"`, and second steps: `"ghn3-orth+lsuv"`.
         ghn: checkpoint: a name or path as in `load_ghn`, or a loaded hypernetwork. Default:
             `"ghn3xlm16"` for the ghn3 methods, `"ghn2"` for the ghn2 ones; where ghn3xlm16 is
             neither cached nor can be fetched, `"embedded"`, with a warning that the report has
             too. A checkpoint that is named is never replaced by another.
         device: where the hypernetwork computes. Default: where a given hypernetwork is, else CPU.
+            Methods that run the model run it where it is.
         head: what becomes of the last layers, those without another weight between them and an
             output. `"auto"` (default) predicts them if they are a classification layer with the
             checkpoint's number of classes, else leaves them; `"predict"`; `"keep"`.

@@ -12,7 +12,6 @@ from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.loading.load import load_default
 from ghn_init.methods.registry import METHODS, load_installed_methods
 from ghn_init.methods.variants import Variant, parse_method
-from ghn_init.names import abridged
 from ghn_init.report import Report
 
 ALL = "all"
@@ -61,7 +60,8 @@ def choose(
             steps = 1 if "steps" in METHODS[name].settings else None
             report = attempt(parse_method(name, steps=steps), loaded)
             if _does_something(variant) and not report.written:
-                raise GHNInitError(f"it leaves everything: {abridged(set(report.left.values()))}")
+                reasons = "; ".join(dict.fromkeys(report.left.values()))
+                raise GHNInitError(f"it leaves everything: {reasons}")
         except GHNInitError as error:
             left_out[name] = str(error)
         else:

@@ -76,7 +76,7 @@ class _NIO:
         self.settings, self.tried = settings, tried
 
     def goal(self, values: Values, step: int) -> Goal:
-        """Shrink the gradients while they are too large, else align them.
+        """Algorithm 3: shrink the gradients while they are too large, else align them.
 
         The authors' configurations make their norms larger, too, up to the constraint.
         """
@@ -94,7 +94,7 @@ class _NIO:
         }
 
     def _cosine(self, values: Values, step: int, differentiable: bool) -> tuple[Tensor, Tensor]:
-        """GradCosine, the mean cosine between the parts' gradients, and the gradients' norms."""
+        """The mean cosine between the parts' gradients (Algorithm 2), and the gradients' norms."""
         images, labels = self.tried.batch(step, self.settings.batch)
         losses = self.tried.losses(images, labels, values)
         trained = [values[name] for name in self.tried.trained]

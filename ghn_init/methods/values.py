@@ -66,7 +66,12 @@ def new_values(
         notes = [f"before {refining[0].method.name}: {note}" for note in found.notes]
         for step in refining:
             assert step.method.refine is not None
-            refined = step.method.refine(replace(job, options=step.own, tensors=tensors))
+            state = job.state
+            if state is not None and len(refining) > 1:  # each has one of its own
+                state = state.with_name(f"{state.name}.{step.method.name}")
+            refined = step.method.refine(
+                replace(job, options=step.own, tensors=tensors, state=state)
+            )
             _check_shapes(refined.tensors, job.graph)
             changed = {n: t for n, t in refined.tensors.items() if n in job.writable}
             _check_finite(changed, job, step.method)

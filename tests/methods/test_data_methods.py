@@ -312,6 +312,15 @@ def test_an_interrupted_run_goes_on(
         ghn_init.apply(model, text, **given, state=file, seed=1)
 
 
+def test_two_steps_have_a_state_each(tmp_path: Path) -> None:
+    images, labels = batch()
+    given = {"images": images, "labels": labels, "state": tmp_path / "state"}
+    method = "rand+gradinit:steps=1+nio:steps=1,batch=8"
+    first = ghn_init.apply(PlainNet(), method, **given)
+    assert {p.name for p in tmp_path.iterdir()} == {"state.gradinit", "state.nio"}
+    assert is_unchanged(ghn_init.apply(PlainNet(), method, **given), state_of(first))
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = bright_and_dark(tmp_path / "data", 32, bright=200, dark=50, spread=10)
     shared = ["export", "test_resnet", "--num-classes", "2", "--images", str(data)]
