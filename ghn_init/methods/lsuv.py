@@ -130,22 +130,26 @@ class _Scaling(TorchDispatchMode):
 
     def notes(self) -> Iterator[str]:
         """How the variances have changed, and which layers have none of 1."""
-        if self.variances:
-            before = [first for first, _ in self.variances.values()]
-            yield (
-                f"lsuv: variance of the layers' outputs from {min(before):.3g} to "
-                f"{max(before):.3g} before, now 1 within {self.settings.tolerance:g}"
-            )
         far = [
             name
             for name, (_, last) in self.variances.items()
             if abs(last - 1) >= self.settings.tolerance
         ]
+        if self.variances:
+            before = [first for first, _ in self.variances.values()]
+            done = f"{len(before) - len(far)} of {len(before)} layers"
+            yield (
+                f"lsuv: variance of the layers' outputs from {min(before):.3g} to "
+                f"{max(before):.3g} before; of {done} now 1 within {self.settings.tolerance:g}"
+            )
         if far:
             yield f"{abridged(far)}: lsuv has not brought the variance of the output to 1"
         unseen = [name for name in self.weights if name not in self.variances]
         if unseen:
-            yield f"{abridged(unseen)}: left by lsuv, as no layer uses the weight as it is"
+            yield (
+                f"{abridged(unseen)}: not scaled by lsuv, as evaluation mode does not use the "
+                "weight, or not as it is"
+            )
 
 
 def _variance(output: Tensor) -> float:
