@@ -128,9 +128,7 @@ def test_an_image_is_made_by_a_last_layer() -> None:
 def test_backbones_have_no_last_layer() -> None:
     timm = pytest.importorskip("timm")
     for name in ("mobilenetv3_small_050", "vit_tiny_patch16_224", "resnet10t", "vgg11"):
-        with torch.device("meta"):
-            model = timm.create_model(name, num_classes=0)
-        assert last(model) == [], name
+        assert last(timm.create_model(name, num_classes=0)) == [], name
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -216,6 +217,8 @@ def _timm(family: str) -> Entry:
     def build() -> nn.Module:
         import timm
 
+        if not timm.is_model(name):
+            pytest.skip(f"timm {timm.__version__} has no {name}")
         return timm.create_model(name, **options)
 
     def inputs() -> tuple[Tensor, ...]:
@@ -655,6 +658,9 @@ _TRANSFORMERS = (
 def _transformers(small: _Small) -> Entry:
     def build() -> nn.Module:
         import transformers
+
+        if not hasattr(transformers, small.model):
+            pytest.skip(f"transformers {transformers.__version__} has no {small.model}")
 
         def config(name: str, options: Mapping[str, Any]) -> Any:
             return getattr(transformers, name)(**options)

@@ -140,10 +140,10 @@ def test_metainit_needs_no_data() -> None:
     _, report = ghn_init.apply(PlainNet(gain=2), method, **given)
     before, after = re.findall(r"quotient ([\d.]+) before and ([\d.]+) after", report.notes[-1])[0]
     assert float(after) < 0.8 * float(before)
-    model = timm.create_model("test_resnet", pretrained_cfg="metainit:steps=1,batch=2")
+    model = timm.create_model("test_byobnet", pretrained_cfg="metainit:steps=1,batch=2")
     assert isinstance(model, nn.Module)
     with pytest.raises(GHNInitError, match=r"'lsuv' needs images, which timm\.create_model cannot"):
-        timm.create_model("test_resnet", pretrained_cfg="lsuv")
+        timm.create_model("test_byobnet", pretrained_cfg="lsuv")
 
 
 def variances(model: nn.Module, images: Tensor) -> dict[str, float]:
@@ -323,7 +323,7 @@ def test_two_steps_have_a_state_each(tmp_path: Path) -> None:
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = bright_and_dark(tmp_path / "data", 32, bright=200, dark=50, spread=10)
-    shared = ["export", "test_resnet", "--num-classes", "2", "--images", str(data)]
+    shared = ["export", "test_byobnet", "--num-classes", "2", "--images", str(data)]
     output, state = tmp_path / "w.safetensors", tmp_path / "state.json"
     learned = ["--method", "gradinit:batch=4", "--steps", "1", "--state", str(state)]
     assert main([*shared, *learned, "-o", str(output)]) == 0
