@@ -28,7 +28,7 @@ METRICS_FILE = "metrics.jsonl"
 _LAST = 10
 """Lines of metrics, the last ones, over which the accuracy on training images is averaged."""
 
-_PATHS = ("nets", "data", "start_from")
+_PATHS = ("nets", "data", "start_from", "teacher", "teacher_weights")
 """Settings that may have a path of this machine."""
 
 
@@ -122,12 +122,12 @@ def read_run(
     path = Path(folder) if folder is not None else _folder_of(origin, training)
     step = int(metadata[STEP_KEY]) if metadata.get(STEP_KEY, "").isdecimal() else None
     if path is None:
-        return Run(_without_folders(training), step, _json(metadata, DATA_KEY))
+        return Run(without_folders(training), step, _json(metadata, DATA_KEY))
     lines = [line for line in _metrics(path) if step is None or line.get("step", 0) <= step]
     last = lines[-_LAST:]
     training = training or read_folder_config(path / CONFIG_FILE)
     return Run(
-        _without_folders(training),
+        without_folders(training),
         step if step is not None or not lines else int(lines[-1]["step"]),
         _json(metadata, DATA_KEY),
         _mean(last, "accuracy"),
@@ -143,7 +143,8 @@ def _folder_of(origin: Origin, training: Mapping[str, Any]) -> Path | None:
     beside = [folder / name for name in (METRICS_FILE, CONFIG_FILE)]
     if not Path(origin.source).is_absolute() or not all(path.is_file() for path in beside):
         return None
-    return folder if training == read_folder_config(beside[1]) else None
+    there = without_folders(read_folder_config(beside[1]))
+    return folder if without_folders(training) == there else None
 
 
 def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
@@ -156,15 +157,17 @@ def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     return content
 
 
-def _without_folders(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which a path of this machine has only its last part."""
+def without_folders(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which a path of this machine has only its last part.
+
+    What is stored in a checkpoint or stands on its card is published with it.
+    """
     shown = dict(training)
     for name in _PATHS:
         value = shown.get(name)
         if isinstance(value, str) and not value.startswith(HUB_PLACES):
-            kind, colon, path = value.rpartition(":")
-            if PurePath(path).is_absolute() or len(PurePath(path).parts) > 1:
-                shown[name] = kind + colon + PurePath(path).name
+            kind, colon, path = value.rpartition(":") if name == "data" else ("", "", value)
+            shown[name] = kind + colon + (PurePath(path).name or path)
     return shown
 
 

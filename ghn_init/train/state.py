@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.images.batches import Images
 from ghn_init.loading.checkpoint import save_checkpoint
 from ghn_init.loading.metadata import DATA_KEY, STEP_KEY, TRAINING_KEY
+from ghn_init.loading.runs import without_folders
 from ghn_init.train.config import TrainConfig, differences, from_json
 from ghn_init.train.evaluation import images_key
 from ghn_init.train.networks.nets import Net
@@ -124,7 +126,7 @@ class RunFolder:
     def save_ghn(self, state: State, ghn: GHN, data: Mapping[str, Any], name: str = "ghn") -> None:
         """Write the hypernetwork, and how it was made: model cards are written from that."""
         about = {
-            TRAINING_KEY: self.config.to_json(),
+            TRAINING_KEY: json.dumps(without_folders(dataclasses.asdict(self.config))),
             STEP_KEY: str(state.step),
             DATA_KEY: json.dumps({name: data[name] for name in _COUNTS}),
         }

@@ -101,10 +101,14 @@ def test_places_on_the_hub_are_said_in_full(
     config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     """Only paths of this machine are cut; a run in a folder that is not its own is not told."""
-    training = json.loads(config(start_from="hf-hub:me/before@main").to_json())
+    teacher = {"teacher": "/home/me/nets.py:small", "teacher_weights": "/home/me/t.safetensors"}
+    run = config(start_from="hf-hub:me/before@main", **teacher)
+    training = json.loads(run.to_json())
     known = read_run({TRAINING_KEY: json.dumps(training)}, Origin(), None, {})
     assert known.training["start_from"] == "hf-hub:me/before@main"
     assert known.training["nets"] == Path(training["nets"]).name
+    assert known.training["teacher"] == "nets.py:small"
+    assert known.training["teacher_weights"] == "t.safetensors"
     for name, text in (("config.json", "{}"), ("metrics.jsonl", '{"step": 3, "loss": 1}\n')):
         (tmp_path / name).write_text(text)
     origin = Origin(source=str(tmp_path / "other.safetensors"))
