@@ -108,7 +108,8 @@ class Method:
 
     Arguments:
         name: what `apply(model, name)` and the command line call it: letters, digits, `-` and `_`.
-        values: gives the new values for a job. None leaves the model's own initialization.
+        values: gives the new values for a job: a mapping, which is post-processed, or a `Given`,
+            which is written as it is. None leaves the model's own initialization.
         summary: one line for `ghn-init list`.
         paper: the source.
         hypernetwork: the architecture of the hypernetwork that it needs: `"ghn3"` or `"ghn2"`.

@@ -56,7 +56,7 @@ def is_as_large(shape: Shape, other: Shape) -> bool:
 
 
 def selected(tensor: Tensor, shape: Shape) -> Tensor:
-    """Evenly spaced slices along each axis: Algorithm 1 of the paper, uniform element selection."""
+    """Evenly spaced slices along each axis: the paper's uniform element selection."""
     for axis, size in enumerate(shape):
         tensor = tensor.index_select(axis, evenly_spaced(tensor.shape[axis], size))
     return tensor
