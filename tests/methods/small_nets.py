@@ -1,8 +1,9 @@
 """Small networks with the same numbers everywhere, on which the authors' code was run.
 
 `tests/data/initializers.json` has what their code made of them: GradInit's and NIO's from
-github.com/zhuchen03/gradinit and github.com/HarborYuan/GradCosine, MetaInit's from the listing in
-its paper's appendix, LSUV's from github.com/ducha-aiki/LSUV-pytorch.
+github.com/zhuchen03/gradinit and github.com/HarborYuan/GradCosine, LSUV's from
+github.com/ducha-aiki/LSUV-pytorch, MetaInit's from a public transcription of the listing in its
+paper. All were given the batches that our code draws.
 """
 
 from __future__ import annotations
