@@ -66,12 +66,12 @@ class Protocol:
 
 
 TRANSFER = Protocol(
-    tuple(FineTuning(steps, eval_every=max(5, steps // 20)) for steps in (100, 300, 1000)),
+    tuple(FineTuning(steps, eval_every=steps // 10) for steps in (100, 300, 1000)),
     (3e-4, 1e-3, 3e-3),
     (60, 70, 80),
 )
 SOURCE = Protocol(
-    tuple(FineTuning(steps, eval_every=steps // 10, head="predict") for steps in (70, 703)),
+    tuple(FineTuning(steps, eval_every=steps // 5, head="predict") for steps in (70, 700)),
     (3e-4, 1e-3, 3e-3),
     (30, 40, 50, 60),
 )
@@ -160,7 +160,7 @@ def data(options: argparse.Namespace) -> Split:
     """Images to train on, to choose on and to test on."""
     few = 200 if options.quick else None
     if options.protocol == "source":
-        return load_split(options.data, 32, few or 0, 1000, few or 0, device=options.device)
+        return load_split(options.data, 32, few or 0, 1000, few or 2000, device=options.device)
     labels, validation, test = (100, 200, 200) if few else (1000, 1000, 2000)
     train, held_out = (fashion_mnist(Path(options.data), part) for part in ("train", "t10k"))
     split = split_images(train, held_out, labels, validation, test)
