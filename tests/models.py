@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -18,6 +19,15 @@ def torchvision_model(name: str, **keywords: object) -> nn.Module:
         return torchvision.models.get_model(
             name, weights=None, **_SLOW_INIT.get(name, {}), **keywords
         )
+
+
+def timm_model(name: str) -> nn.Module:
+    """The same of timm; older versions compute while they build."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name)
+    except (NotImplementedError, RuntimeError):
+        return timm.create_model(name)
 
 
 class ConvNet(nn.Module):

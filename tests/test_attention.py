@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from models import Attention, ConvNet
+from models import Attention, ConvNet, timm_model
 from torch import Tensor, nn
 
 from ghn_init import trace
@@ -115,8 +114,7 @@ def test_no_attention_between_tokens() -> None:
     ],
 )
 def test_timm(name: str, count: int, tokens: int) -> None:
-    with torch.device("meta"):
-        graph = trace(timm.create_model(name))
+    graph = trace(timm_model(name))
     assert len(graph.attentions) == count
     assert graph.attentions[0].tokens == tokens
     for attention in graph.attentions:

@@ -6,7 +6,7 @@ import networkx as nx
 import pytest
 import timm
 import torch
-from models import torchvision_model
+from models import timm_model, torchvision_model
 from networkx.algorithms.isomorphism import DiGraphMatcher
 from test_apply import seeded
 
@@ -40,14 +40,6 @@ DIFFERENT = {
     # timm's Swin V2 puts the query's and value's biases together from two parameters.
     ("swin_v2_t", "swinv2_tiny_window8_256"): ({(288,), (576,), (1152,), (2304,)}, set()),
 }
-
-
-def timm_model(name: str) -> torch.nn.Module:
-    try:
-        with torch.device("meta"):
-            return timm.create_model(name)
-    except (NotImplementedError, RuntimeError):  # older versions compute while they build
-        return timm.create_model(name)
 
 
 def label(node: ghn_init.Node) -> tuple[str, tuple[int, ...] | None]:
