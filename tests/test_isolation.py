@@ -206,6 +206,39 @@ def test_a_model_that_keeps_everything_is_as_before() -> None:
     assert len(model.shared) == 1
 
 
+class Refusing:
+    """An object that cannot be copied, and is shared with the pass."""
+
+    def __init__(self) -> None:
+        self.calls, self.seen = 0, [torch.ones(1)]
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise TypeError("this cannot be copied")
+
+
+def test_what_cannot_be_copied_is_as_before() -> None:
+    class Counting(ConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.counter, self.local = Refusing(), threading.local()
+            self.local.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.counter.calls += 1
+            self.counter.last = x
+            self.counter.seen.append(x)
+            self.local.calls += 1
+            return super().forward(x)
+
+    model = Counting()
+    before = snapshot(model)
+    ghn_init.trace(model)
+    assert differences(before, snapshot(model)) == []
+    assert vars(model.counter).keys() == {"calls", "seen"}
+    assert len(model.counter.seen) == 1
+    assert model.local.calls == 0
+
+
 def test_hooks_count_and_do_not_remain() -> None:
     """Hooks that change a model's outputs are part of it; what they do elsewhere is undone."""
 

@@ -46,8 +46,8 @@ class Copies:
 
     Modules, containers, objects, functions that close over something, bound methods, caches and
     random generators are copied; weak references point to the copies. What cannot be copied (a
-    lock, an open file) is shared, and so are the numbers of tensors other than the given ones: the
-    recorder keeps a pass from writing to those.
+    lock, an open file, an object that refuses) is shared, and so are the numbers of tensors other
+    than the given ones: the recorder keeps a pass from writing to those.
 
     Arguments:
         model: any module.
@@ -62,6 +62,7 @@ class Copies:
         self._kept: list[Any] = []  # an id is only an object's as long as that lives
         self.modules: list[tuple[nn.Module, nn.Module]] = []
         self.constants: set[int] = set()  # ids of tensors that are shared
+        self.shared: list[Any] = []  # objects that cannot be copied
         self.code: set[Any] = set()  # the classes and functions of what is copied
         self.model: nn.Module = self(model)
 
@@ -87,12 +88,16 @@ class Copies:
         except NotCopyable:
             raise
         except Exception:  # whatever a class's own way to be copied raises
-            return self._remember(value, value)
+            return self._share(value)
 
     def drop(self) -> None:
         """Empty the copied modules: many refer to themselves, and only a search would free them."""
         for _, module in self.modules:
             module.__dict__.clear()
+
+    def _share(self, value: Any) -> Any:
+        self.shared.append(value)
+        return self._remember(value, value)
 
     def _remember(self, value: Any, copied: Any) -> Any:
         self._known[id(value)] = copied
@@ -212,7 +217,7 @@ class Copies:
         """Any other object, by its own way to be copied (see `copy` and `pickle`)."""
         kind = type(value)
         if hasattr(kind, "__del__"):  # it would release what the original still holds
-            return self._remember(value, value)
+            return self._share(value)
         self.code.add(kind)
         if (own := getattr(kind, "__deepcopy__", None)) is not None:
             return self._remember(value, own(value, self._known))

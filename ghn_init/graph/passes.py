@@ -227,6 +227,7 @@ def _ready(
         raise NotCopyable(f"no copy can be made: {error}") from error
     recorder.expect(set(originals), copies.constants)
     around.before(copies.code)
+    around.shared(copies.shared)
     around.made(weakref.ref(module) for _, module in copies.modules)
     set_modes(copies.model, how.training, how.evaluated)
     _remove_hooks((module for _, module in copies.modules), user_hooks=not how.hooks)

@@ -71,6 +71,11 @@ class Surroundings:
             else:
                 self._saved.save_variables(space, names)
 
+    def shared(self, objects: Iterable[Any]) -> None:
+        """Save what objects that a pass shares with the model refer to."""
+        for value in objects:
+            self._saved.save(value, depth=3)
+
     def made(self, objects: Iterable[weakref.ref[Any]]) -> None:
         """Note tensors and modules that nothing should hold when the passes are over."""
         self._made.extend(objects)
