@@ -200,7 +200,7 @@ def run(folder: Path, **environment: str) -> str:
         env=kept | {"HF_HOME": str(folder / "hf")} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
