@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
+from tqdm import tqdm
 
 import ghn_init
 from ghn_init.images import Batch, load_images
-from ghn_init.progress import Progress
 
 
 def main() -> None:
@@ -63,15 +63,14 @@ def main() -> None:
         before = loss(held, False).item()
     optimizer = torch.optim.AdamW(ghn.parameters(), options.lr, weight_decay=1e-2)
     losses = []
-    with Progress(options.steps, "step") as progress:
-        for batch in train.train_batches(options.batch_size, 0, 0, options.steps):
-            value = loss(batch, True)
-            optimizer.zero_grad()
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(ghn.parameters(), 5.0)
-            optimizer.step()
-            losses.append(value.item())
-            progress.step(loss=losses[-1])
+    batches = train.train_batches(options.batch_size, 0, 0, options.steps)
+    for batch in tqdm(batches, total=options.steps, unit="step"):
+        value = loss(batch, True)
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(ghn.parameters(), 5.0)
+        optimizer.step()
+        losses.append(value.item())
     with torch.no_grad():
         after = loss(held, False).item()
     count = max(1, len(losses) // 10)

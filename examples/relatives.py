@@ -29,9 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ghn_init import GHNInitError
-from ghn_init.compare import Comparison, FineTuning, Point, compare, load_split
-from ghn_init.compare.finetune import fine_tune
-from ghn_init.files import atomic_path
+from ghn_init.compare import Comparison, FineTuning, Point, compare, fine_tune, load_split
 from ghn_init.images import Split
 
 METHODS = ("rand", "select", "front")
@@ -176,10 +174,10 @@ def trained(name: str, data: Split, options: argparse.Namespace) -> Path:
         torch.channels_last,
     )  # fmt: skip
     print(f"source of {name}: {outcome.accuracy:.1f}% on the test images")
-    with atomic_path(path) as temporary:
-        state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
-        save_file(state, temporary)
-    return path
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    unfinished = path.with_suffix(".part")
+    save_file(state, unfinished)
+    return unfinished.replace(path)
 
 
 def budget(steps: int, options: argparse.Namespace) -> FineTuning:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import pickle
+import shlex
 import struct
 import subprocess
 import sys
@@ -113,7 +114,7 @@ class WithState:
 
 
 def text_pickle(path: str) -> bytes:
-    return b"cos\nmkdir\n(V" + path.encode() + b"\ntR."
+    return b"cos\nmkdir\n(V" + path.encode("raw_unicode_escape") + b"\ntR."
 
 
 def instance(path: str) -> bytes:
@@ -133,7 +134,7 @@ ATTACKS: dict[str, Callable[[str], bytes]] = {
     "reduce, protocol 2": lambda p: pickle.dumps(Reduced(os.mkdir, p), 2),
     "reduce, text": text_pickle,
     "in a dictionary": lambda p: pickle.dumps(OrderedDict(a=Reduced(os.mkdir, p))),
-    "shell": lambda p: pickle.dumps({"a": Reduced(os.system, f"mkdir {p}")}),
+    "shell": lambda p: pickle.dumps({"a": Reduced(os.system, f"mkdir {shlex.quote(p)}")}),
     "eval": lambda p: pickle.dumps(Reduced(eval, f"__import__('os').mkdir({p!r})")),
     "behind a good state": lambda p: as_joblib({**tiny_state(), "z": Reduced(os.mkdir, p)}),
     "nested pickle in a storage": lambda p: pickle.dumps(

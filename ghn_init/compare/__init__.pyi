@@ -3,6 +3,7 @@ from .comparison import Row as Row
 from .differences import Difference as Difference
 from .differences import paired_difference as paired_difference
 from .finetune import Outcome as Outcome
+from .finetune import fine_tune as fine_tune
 from .images import Split as Split
 from .images import load_split as load_split
 from .images import split_images as split_images
