@@ -431,7 +431,7 @@ def test_timm_models_take_example_inputs() -> None:
         timm.create_model("test_vit", pretrained_cfg="ghn3:embedded", example_inputs=torch.zeros(7))
 
 
-@torch.library.custom_op("ghn_init_tests::halved", mutates_args=())
+@torch.library.custom_op("ghn_init_tests::halved", mutates_args=(), schema="(Tensor x) -> Tensor")
 def halved(x: Tensor) -> Tensor:
     return torch.from_numpy(x.detach().numpy() / 2)
 
