@@ -11,6 +11,7 @@ from hub_server import set_constants
 from ghn_init import GHN, GHNConfig
 from ghn_init.loading import cache as cache_module
 from ghn_init.loading import save_checkpoint
+from ghn_init.methods import Method, registry
 
 # Whoever runs the tests may be behind a proxy, offline, or logged in to the Hub. huggingface_hub
 # looks at the environment when it is imported.
@@ -47,6 +48,16 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget()
     yield
     forget()
+
+
+@pytest.fixture
+def registered() -> Iterator[dict[str, Method]]:
+    """The registry's methods by name, to add to and take from; afterwards all are as before."""
+    methods = registry._registered
+    before = dict(methods)  # messages list the methods, so their order matters too
+    yield methods
+    methods.clear()
+    methods.update(before)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ghn_init import GHN, METHODS, GHNConfig, Report, apply
 from ghn_init.cli.main import main
 from ghn_init.compare import FineTuning, Point, Split, compare
 from ghn_init.compare.choice import choose
-from ghn_init.methods import Job, Method, Variant, register, registry
+from ghn_init.methods import Job, Method, Variant, register
 from ghn_init.methods.method import NEEDS
 
 LONG = ("gradinit", "nio", "metainit")
@@ -21,7 +21,7 @@ LONG = ("gradinit", "nio", "metainit")
 
 
 @pytest.fixture(autouse=True)
-def methods() -> Iterator[None]:
+def methods(registered: dict[str, Method]) -> None:
     """Two of a third party: one that fails, and one that finds nothing to do."""
 
     def fails(job: Job) -> dict[str, torch.Tensor]:
@@ -29,9 +29,6 @@ def methods() -> Iterator[None]:
 
     register(Method("failing", fails))
     register(Method("idle", lambda job: {}))
-    yield
-    registry._registered.pop("failing")
-    registry._registered.pop("idle")
 
 
 @pytest.fixture
@@ -89,10 +86,10 @@ def test_compare_all(
 
 def test_command(
     models: Path, image_folder: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    registered: dict[str, Method],
 ) -> None:  # fmt: skip
     for name in (*LONG, "mimetic", "ghn2", "ghn2-orth", "ghn3", "ghn3-orth"):
-        monkeypatch.delitem(registry._registered, name)
+        del registered[name]
     command = ["compare", f"{models}:small", "--data", str(image_folder), "--image-size", "16"]
     command += ["--device", "cpu", "--batch-size", "8", "--steps", "2", "--seeds", "1"]
     assert main([*command, "--methods", "all"]) == 0

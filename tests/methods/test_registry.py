@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,18 @@ import ghn_init
 from ghn_init import METHODS, GHNInitError
 from ghn_init.analysis import diagnose
 from ghn_init.cli.main import main
-from ghn_init.methods import Job, Method, Refined, register, registry
+from ghn_init.methods import Job, Method, Refined, register
 
 
 @pytest.fixture(autouse=True)
-def small() -> Iterator[Method]:
-    """What a third party writes, and the registry as it was afterwards."""
+def small(registered: dict[str, Method]) -> Method:
+    """What a third party writes."""
 
     def values(job: Job) -> dict[str, torch.Tensor]:
         shapes, draw = job.graph.shapes, job.generator
         return {n: 0.02 * torch.randn(shapes[n], generator=draw) for n in job.layers}
 
-    yield register(Method("small", values, "convolution and linear weights from N(0, 0.02)"))
-    for name in ("small", "labelled", "halved"):
-        registry._registered.pop(name, None)
+    return register(Method("small", values, "convolution and linear weights from N(0, 0.02)"))
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
