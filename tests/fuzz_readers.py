@@ -265,6 +265,8 @@ def run_atheris(inputs: int, seed: int) -> None:
     for module in (
         "readers.pickle_machine",
         "readers.torch_files",
+        "readers.headers",
+        "readers.files",
         "readers.safetensors_files",
         "layouts",
         "readers.stored",

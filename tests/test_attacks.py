@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -66,6 +67,28 @@ def test_hostile_files() -> None:
     found = re.search(r"(\d+) files, 0 not refused", run("hostile_files.py", seconds=900))
     assert found, "not all are refused"
     assert int(found[1]) >= 300
+
+
+@pytest.mark.parametrize("shape", [[10**18, 0], [2**31, 2**31, 4, 0], [2**61, 0]])
+def test_a_damaged_header_is_refused_before_torch_is_imported(
+    shape: list[int], tmp_path: Path
+) -> None:
+    """Which takes some 500 MB, more than any file of that size may."""
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    header = json.dumps({"decoder.fc.0.weight": entry}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    code = (
+        "import sys, ghn_init\n"
+        f"try: ghn_init.load_ghn({str(path)!r})\n"
+        "except ghn_init.GHNInitError as error: print(error)\n"
+        "print('torch' in sys.modules)"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert re.search("a tensor claims the shape .*0", printed[0])
+    assert printed[1:] == ["False"]
 
 
 def test_changes_while_loading() -> None:

@@ -26,8 +26,10 @@ from ghn_init.loading.metadata import (
     check_released_config,
     read_defaults,
 )
-from ghn_init.loading.readers.safetensors_files import read_header
-from ghn_init.loading.readers.stored import Readable, StoredTensor, file_size, read_exactly
+from ghn_init.loading.readers.files import Readable, file_size, read_exactly
+from ghn_init.loading.readers.headers import is_safetensors
+from ghn_init.loading.readers.safetensors_files import read_safetensors
+from ghn_init.loading.readers.stored import StoredTensor
 from ghn_init.loading.readers.torch_files import (
     LEGACY_MAGIC,
     read_joblib,
@@ -61,8 +63,8 @@ def read_contents(file: Readable) -> Contents:
         GHNInitError: the layout is not known, or the file is damaged or malicious.
     """
     start = read_exactly(file, 0, min(16, file_size(file)))
-    if start[3:9] == b"\0\0\0\0\0{":  # behind the size of the header, which is below 16 MB
-        tensors, metadata = read_header(file)
+    if is_safetensors(start):
+        tensors, metadata = read_safetensors(file)
         return Contents("safetensors", tensors, metadata, {})
     if start.startswith(b"PK"):
         return _read_pickled("torch", read_torch_zip, file)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import TYPE_CHECKING
 
-import torch
-
-from ghn_init.devices import usable_device
 from ghn_init.errors import GHNInitError
-from ghn_init.hypernetwork.ghn import GHN, without_weights
-from ghn_init.loading.checkpoint import open_checkpoint, read_tensors
 from ghn_init.loading.embedded import EMBEDDED, EMBEDDED_ARCH
 from ghn_init.loading.hub import DEFAULTS, KNOWN, REPOSITORY, HubRepository
 from ghn_init.loading.hub_errors import NotAvailable
+from ghn_init.loading.locate import refuse_damaged
+
+if TYPE_CHECKING:
+    import torch
+
+    from ghn_init.hypernetwork.ghn import GHN
 
 
 def load_ghn(
@@ -21,7 +23,7 @@ def load_ghn(
     device: str | torch.device = "cpu",
     *,
     sha256: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     trainable: bool = False,
 ) -> GHN:
     """Load a graph hypernetwork.
@@ -51,11 +53,19 @@ def load_ghn(
             damaged, no hypernetwork or unsafe, or a checkpoint that can neither be found in the
             cache nor fetched.
     """
-    if dtype not in (torch.float32, torch.bfloat16):
+    refuse_damaged(name_or_path)
+    # Only now what imports torch: that takes a second and some 500 MB, also for a damaged file.
+    import torch
+
+    from ghn_init.devices import usable_device
+    from ghn_init.hypernetwork.ghn import without_weights
+    from ghn_init.loading.checkpoint import open_checkpoint, read_tensors
+
+    if dtype not in (None, torch.float32, torch.bfloat16):
         raise GHNInitError(f"dtype is {dtype}: give torch.float32 or torch.bfloat16.")
     device = usable_device(device)
     checkpoint = open_checkpoint(name_or_path, sha256=sha256)
-    tensors = read_tensors(checkpoint, device, dtype)
+    tensors = read_tensors(checkpoint, device, dtype or torch.float32)
     ghn = without_weights(
         checkpoint.config, checkpoint.name, checkpoint.origin, checkpoint.defaults
     )

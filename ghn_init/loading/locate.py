@@ -14,6 +14,7 @@ from typing import BinaryIO
 from ghn_init.errors import GHNInitError
 from ghn_init.loading.embedded import EMBEDDED, embedded_path
 from ghn_init.loading.hub import KNOWN, REPOSITORY, HubRepository
+from ghn_init.loading.readers.headers import is_safetensors, read_entries
 
 HUB_PLACES = ("hf-hub:", "hf_hub:")
 FOLDER = "local-dir:"
@@ -213,6 +214,23 @@ def opened(found: Found) -> Iterator[BinaryIO]:
     except GHNInitError as error:
         message = str(error).removesuffix(".")
         raise GHNInitError(f"checkpoint {found.name!r} ({found.path}): {message}.") from error
+
+
+def refuse_damaged(name_or_path: str | os.PathLike[str]) -> None:
+    """Refuse a local safetensors file whose header is damaged. That needs no torch.
+
+    Raises:
+        GHNInitError: the header is no valid one, or the file cannot be read.
+    """
+    if isinstance(name_or_path, str):
+        is_path = _looks_like_path(name_or_path)
+    else:
+        is_path = isinstance(name_or_path, os.PathLike)
+    if not is_path or not os.path.isfile(name_or_path):
+        return
+    with opened(locate(name_or_path)) as file:
+        if is_safetensors(file.read(16)):
+            read_entries(file)
 
 
 def check_checksum(digest: str, demanded: str | None, found: Found) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from ghn_init.errors import GHNInitError
+from ghn_init.loading.readers.files import Readable
 from ghn_init.loading.readers.safetensors_files import DTYPES
-from ghn_init.loading.readers.stored import Readable, StoredTensor
+from ghn_init.loading.readers.stored import StoredTensor
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from ghn_init.errors import GHNInitError
-from ghn_init.loading.readers.stored import Readable, Storage, read_exactly
+from ghn_init.loading.readers.files import Readable, read_exactly
+from ghn_init.loading.readers.stored import Storage
 
 MAX_STEPS = 500_000  # instructions of one file; the largest published GHN needs about 10,000
 _WINDOW = 1 << 9  # bytes

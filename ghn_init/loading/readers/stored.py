@@ -5,24 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from ghn_init.errors import GHNInitError
+from ghn_init.loading.readers.files import Readable, brief, check_shape, read_exactly
 
 _LONG_RUN = 1 << 12  # bytes for which a read of its own pays
 CHUNK = 1 << 22  # bytes read at a time: large enough for the disk, small beside any checkpoint
-
-_MOST_ELEMENTS = 1 << 48  # of a tensor, sizes of 0 left aside
-
-
-class Readable(Protocol):
-    """What is needed of a file."""
-
-    def seek(self, offset: int, whence: int = ..., /) -> int: ...
-    def tell(self) -> int: ...
-    def read(self, size: int = ..., /) -> bytes: ...
 
 
 @dataclass
@@ -60,13 +50,11 @@ class StoredTensor:
             raise GHNInitError("damaged: a tensor's sizes, strides or offset are no counts")
         if len(self.shape) != len(self.stride) or len(self.shape) > 8:
             raise GHNInitError("damaged: a tensor's sizes and strides do not go together")
-        # A size of 0 must not hide sizes that nothing can be made of.
-        if math.prod(n for n in self.shape if n) > _MOST_ELEMENTS:
-            raise GHNInitError(f"damaged: a tensor claims the shape {_brief(self.shape)}")
+        check_shape(self.shape)
         if self.numel > self.storage.numel or self.offset + self.extent > self.storage.numel:
             raise GHNInitError(
-                f"damaged: a tensor claims the shape {_brief(self.shape)} at offset "
-                f"{_brief((self.offset,))}, but its storage holds {self.storage.numel} numbers"
+                f"damaged: a tensor claims the shape {brief(self.shape)} at offset "
+                f"{brief((self.offset,))}, but its storage holds {self.storage.numel} numbers"
             )
 
     @property
@@ -160,32 +148,3 @@ def read_span(file: Readable, start: int, count: int, dtype: torch.dtype) -> tor
         return torch.empty(0, dtype=dtype)
     buffer = bytearray(read_exactly(file, start, count * dtype.itemsize))
     return torch.frombuffer(buffer, dtype=dtype)
-
-
-def read_exactly(file: Readable, start: int, size: int) -> bytes:
-    """`size` bytes from `start`.
-
-    Raises:
-        GHNInitError: the file ends before, or cannot be read.
-    """
-    try:
-        file.seek(start)
-        data = file.read(size)
-    except OSError as error:
-        raise GHNInitError(f"it cannot be read ({error})") from error
-    except (ValueError, OverflowError) as error:  # a position that no file has
-        raise GHNInitError("damaged: it refers to places outside of the file") from error
-    if len(data) != size:
-        raise GHNInitError(
-            "truncated: the file ends in the middle. Delete it and fetch or copy it again"
-        )
-    return data
-
-
-def file_size(file: Readable) -> int:
-    return file.seek(0, 2)
-
-
-def _brief(numbers: tuple[int, ...]) -> str:
-    """Numbers of an untrusted file, short enough for a message."""
-    return "x".join(str(n) if n < 10**12 else "(huge)" for n in numbers) or "()"

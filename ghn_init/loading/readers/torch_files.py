@@ -22,6 +22,7 @@ from typing import BinaryIO, cast
 import torch
 
 from ghn_init.errors import GHNInitError
+from ghn_init.loading.readers.files import Readable, file_size, read_exactly
 from ghn_init.loading.readers.pickle_machine import (
     DAMAGED,
     MAX_TEXT,
@@ -34,14 +35,7 @@ from ghn_init.loading.readers.pickle_machine import (
     Machine,
     misused,
 )
-from ghn_init.loading.readers.stored import (
-    CHUNK,
-    Readable,
-    Storage,
-    StoredTensor,
-    file_size,
-    read_exactly,
-)
+from ghn_init.loading.readers.stored import CHUNK, Storage, StoredTensor
 
 MAX_RECORDS = 1 << 22  # bytes of a zip file's table of contents
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch < 1.6 begin
