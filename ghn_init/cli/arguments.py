@@ -74,7 +74,7 @@ def add_source(parser: Parser) -> None:
     """What a method takes values from that needs a source."""
     parser.add_argument(
         "--source", metavar="MODEL", help="for methods that take values from a trained model: its "
-        "name in a library, or a safetensors file",
+        "name in a library, or the file of its state dict",
     )  # fmt: skip
 
 

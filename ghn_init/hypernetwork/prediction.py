@@ -25,7 +25,7 @@ from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.weights.tiling import repeated
 
 _TOKEN_STD = 0.02
-"""Standard deviation of the class tokens' rows in a positional embedding (spec, section 6)."""
+"""Standard deviation of the class tokens' rows in a positional embedding."""
 
 _MAX_VALUES = 2**26
 """Values that are decoded at a time, unless a single parameter has more."""

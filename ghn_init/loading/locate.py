@@ -213,7 +213,8 @@ def opened(found: Found) -> Iterator[BinaryIO]:
         raise GHNInitError(f"cannot read {found.path}: {reason}.") from error
     except GHNInitError as error:
         message = str(error).removesuffix(".")
-        raise GHNInitError(f"checkpoint {found.name!r} ({found.path}): {message}.") from error
+        place = "" if found.name == str(found.path) else f" ({found.path})"
+        raise GHNInitError(f"checkpoint {found.name!r}{place}: {message}.") from error
 
 
 def refuse_damaged(name_or_path: str | os.PathLike[str]) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.graph import Graph
 from ghn_init.graph.tracing import trace
+from ghn_init.loading.checkpoint import read_state_dict
 from ghn_init.models import create_model
 
-_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-_SAFETENSORS = ".safetensors"
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def open_source(source: Any) -> Source:
 
     Arguments:
         source: a trained model; the name of one, as in `create_model`, with its published weights,
-            which timm and the others load from the Hub or their cache; or a safetensors file of a
-            state dict. A pickle is refused, as reading one runs what it says.
+            which timm and the others load from the Hub or their cache; or the file of a state
+            dict, of safetensors or of `torch.save`. Nothing that a file says is run.
 
     Raises:
         GHNInitError: it is none of these, or the weights cannot be had.
@@ -73,11 +73,11 @@ def open_source(source: Any) -> Source:
         return _of_model(source, source_name(source))
     if not isinstance(source, (str, os.PathLike)):
         raise GHNInitError(
-            f"source is a {type(source).__name__}: give a trained model, the name of one, or a "
-            "safetensors file."
+            f"source is a {type(source).__name__}: give a trained model, the name of one, or the "
+            "file of its state dict."
         )
     path = Path(source)
-    if path.suffix in (*_PICKLES, _SAFETENSORS) or path.is_file():
+    if path.suffix in _SUFFIXES or path.is_file():
         return Source(source_name(source), _read(path))
     return _of_model(create_model(str(source), pretrained=True)[0], source_name(source))
 
@@ -87,7 +87,7 @@ def source_name(source: Any) -> str:
     if isinstance(source, nn.Module):
         return type(source).__name__
     path = Path(source)
-    return path.name if path.suffix == _SAFETENSORS else str(source)
+    return path.name if path.suffix in _SUFFIXES else str(source)
 
 
 def _of_model(model: nn.Module, name: str) -> Source:
@@ -100,21 +100,9 @@ def _of_model(model: nn.Module, name: str) -> Source:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """The floating-point tensors of a file."""
     try:
-        with path.open("rb") as file:
-            start = file.read(2)
-        if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-            raise GHNInitError(
-                f"source {path} is a pickle, and reading one runs what it says: load it yourself "
-                "and give the model, or write it with safetensors.torch.save_file."
-            )
-        tensors = load_file(path)
-    except OSError as error:
-        raise GHNInitError(f"source {path} cannot be read: {error.strerror or error}.") from error
-    except SafetensorError as error:
-        raise GHNInitError(f"source {path} is no safetensors file ({error}).") from error
+        tensors = read_state_dict(path)
+    except GHNInitError as error:
+        raise GHNInitError(f"source: {error}") from error
     return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}

@@ -100,7 +100,7 @@ class TrainConfig:
         label_smoothing: of the cross-entropy.
         teacher: a model by name, or path/to/file.py:factory, whose soft labels for the images are
             learned too; by default none. It takes the images as they are in a batch.
-        teacher_weights: safetensors file of its state dict.
+        teacher_weights: file of its state dict, of safetensors or of `torch.save`.
         teacher_share: of the soft labels in the loss; the rest is the labels'.
         temperature: by which logits are divided for the soft labels.
         dropout: between the linear layers of the target networks' classifiers.

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ghn_init.errors import GHNInitError
 from ghn_init.images.batches import Images
+from ghn_init.loading.checkpoint import read_state_dict
 from ghn_init.models import create_model
 from ghn_init.train.config import TrainConfig
 
@@ -76,8 +75,8 @@ def load_teacher(config: TrainConfig, images: Images) -> Teacher | None:
         return None
     if config.teacher_weights is None:
         raise GHNInitError(
-            f"teacher {config.teacher} has no weights: give --teacher-weights FILE, a safetensors "
-            "file of its state dict."
+            f"teacher {config.teacher} has no weights: give --teacher-weights FILE, the file of "
+            "its state dict."
         )
     classes = len(images.classes)
     model, _ = create_model(config.teacher, num_classes=classes)
@@ -97,9 +96,11 @@ def load_teacher(config: TrainConfig, images: Images) -> Teacher | None:
 
 def _load(model: nn.Module, path: str, name: str) -> None:
     try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise GHNInitError(f"cannot read the teacher's weights {path}: {error}.") from error
+        tensors = read_state_dict(path)
+    except GHNInitError as error:
+        raise GHNInitError(f"the teacher's weights: {error}") from error
+    try:
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         raise GHNInitError(
             f"{path} holds the weights of another model than teacher {name}."

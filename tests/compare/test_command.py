@@ -143,6 +143,6 @@ def test_source(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     out = ["--seeds", "1", "--out", str(tmp_path)]
     file = tmp_path / "none.safetensors"
     assert main([*command, *out, "--methods", "select", "--source", str(file)]) == 1
-    assert "none.safetensors cannot be read" in capsys.readouterr().err
+    assert f"source: there is no file {file}" in capsys.readouterr().err
     assert main([*command, *out, "--methods", "select"]) == 1
     assert "needs source" in capsys.readouterr().err

@@ -130,8 +130,8 @@ def test_another_teacher_is_not_gone_on_with(
         ({"teacher_weights": None}, "no weights: give --teacher-weights"),
         ({"teacher": "resnet18"}, "weights of another model"),
         ({"teacher": "resnet0"}, "no model 'resnet0'"),
-        ({"teacher_weights": "nowhere.safetensors"}, r"cannot read .*nowhere\.safetensors"),
-        ({"teacher_weights": __file__}, "cannot read"),
+        ({"teacher_weights": "nowhere.safetensors"}, r"weights: .*nowhere\.safetensors"),
+        ({"teacher_weights": __file__}, "weights: .*no known checkpoint layout"),
     ],
 )
 def test_bad_teachers(
