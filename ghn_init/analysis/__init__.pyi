@@ -14,6 +14,11 @@ from .measure.proxies import zero_cost as zero_cost
 from .models import LazyModels as LazyModels
 from .models import load_model as load_model
 from .ranking import Ranking as Ranking
+from .ranking import kendall_tau as kendall_tau
 from .ranking import rank as rank
+from .ranking import untrained_accuracy as untrained_accuracy
+from .results import Result as Result
+from .results import new_figure as new_figure
+from .results import text_table as text_table
 from .tensor_diversity import Diversity as Diversity
 from .tensor_diversity import diversity as diversity

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ghn_init.analysis.initializations import load_hypernetwork
@@ -15,6 +17,7 @@ from ghn_init.analysis.plots.palette import GRAY, series_style
 from ghn_init.analysis.results import Result, new_figure, text_table
 from ghn_init.api import Checkpoint
 from ghn_init.errors import GHNInitError
+from ghn_init.files import atomic_path, check_safetensors_name
 from ghn_init.graph.tracing import trace
 from ghn_init.loading.load import load_default
 from ghn_init.progress import Progress
@@ -35,6 +38,8 @@ class Embedding(Result):
         explained: share of the variance along each of the two.
         column: what the colors stand for.
         values: of the column, by model: all numbers, or names; a model without one is gray.
+        nodes: by model, `(nodes, d)`, the features of the nodes of its graph, in the order of
+            `ghn_init.trace`.
     """
 
     names: tuple[str, ...]
@@ -43,6 +48,7 @@ class Embedding(Result):
     explained: tuple[float, float]
     column: str
     values: Mapping[str, float | str]
+    nodes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def table(self) -> str:
         """Places on the map, and the column."""
@@ -104,6 +110,20 @@ class Embedding(Result):
         }
         return {"explained": self.explained, "models": models}
 
+    def save_vectors(self, path: str | os.PathLike[str]) -> None:
+        """Write the vectors, and the features of the nodes, as a safetensors file.
+
+        Its tensors are `NAME`, `(d,)`, and `NAME/nodes`, `(nodes, d)`, for every model.
+
+        Raises:
+            GHNInitError: the file cannot be written, or its name says another format.
+        """
+        check_safetensors_name(path)
+        tensors = dict(zip(self.names, self.vectors, strict=True))
+        tensors |= {f"{name}/nodes": features for name, features in self.nodes.items()}
+        with atomic_path(path) as temporary:
+            save_file({name: t.contiguous().clone() for name, t in tensors.items()}, temporary)
+
 
 def embed(
     models: Mapping[str, nn.Module],
@@ -113,7 +133,7 @@ def embed(
     values: Mapping[str, float | str] | None = None,
     progress: bool = False,
 ) -> Embedding:
-    """Embed architectures: the mean of their node features behind the graph network, and its PCA.
+    """Embed architectures: their node features behind the graph network, the mean, and its PCA.
 
     As in Figure 5 of the second paper. It does not depend on the models' weights.
 
@@ -130,16 +150,16 @@ def embed(
     if len(models) < 2:
         raise GHNInitError(f"{len(models)} models make no map: give two or more.")
     hypernetwork = load_default("ghn3")[0] if ghn is None else load_hypernetwork(ghn)
-    vectors, sizes = [], {}
+    nodes, sizes = {}, {}
     with Progress(len(models), "model", silent=not progress) as line, torch.no_grad():
         for name, model in models.items():
             sizes[name] = sum(p.numel() for p in model.parameters()) / 1e6
-            vectors.append(hypernetwork(hypernetwork.encode([trace(model)]))[0].mean(dim=0).cpu())
+            nodes[name] = hypernetwork(hypernetwork.encode([trace(model)]))[0].cpu()
             line.step(model=name)
-    stacked = torch.stack(vectors)
+    stacked = torch.stack([features.mean(dim=0) for features in nodes.values()])
     places, explained = principal_components(stacked)
     shown = sizes if values is None else {k: v for k, v in values.items() if k in sizes}
-    return Embedding(tuple(models), stacked, places, explained, column, shown)
+    return Embedding(tuple(models), stacked, places, explained, column, shown, nodes)
 
 
 def principal_components(vectors: Tensor) -> tuple[Tensor, tuple[float, float]]:

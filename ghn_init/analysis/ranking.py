@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ghn_init.images.batches import Batch, Images
 from ghn_init.images.evaluation import top1
 from ghn_init.methods.running import first_tensor, use_batch_statistics
 from ghn_init.progress import Progress
+from ghn_init.resuming import ResultsFile
 from ghn_init.weights.postprocess import weight_layers
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ def rank(
     batch_size: int = 32,
     images: int = 512,
     seed: int = 0,
+    results: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Ranking:
     """Kendall's tau between accuracies and what is known before training (GHN-3 paper, Table 13).
@@ -132,11 +135,13 @@ def rank(
         batch_size: images of the mini-batch, and of each batch of the accuracy.
         images: for the accuracy, at most.
         seed: of the choice of images.
+        results: JSON file in which the scores of every finished model are kept; models that it
+            has are not measured again.
         progress: show progress on stderr.
 
     Raises:
         GHNInitError: no such folder or metric, a model without accuracy, a hypernetwork for
-            another number of classes, or no extra `[plot]` (scipy).
+            another number of classes, a file of other settings, or no extra `[plot]` (scipy).
     """
     unknown = [metric for metric in metrics if metric not in PROXIES]
     if unknown:
@@ -147,28 +152,83 @@ def rank(
     if missing:
         raise GHNInitError(f"no accuracy is given for {', '.join(missing[:5])}.")
     plot_extra("scipy.stats")  # before the long part
-    hypernetwork = None if ghn is None else load_hypernetwork(ghn)
-    names = (*([] if ghn is None else ["ghn"]), *metrics)
-    scores: dict[str, dict[str, float]] = {metric: {} for metric in names}
-    failures = []
-    with Progress(len(models) * len(names), "score", silent=not progress) as line:
-        for name, model in models.items():
-            graph, shape = traced(model)
-            layers, batch = weight_layers(graph), folder_batch(data, shape[-1], batch_size, seed)
-            _check_outputs(name, graph, batch)
-            if hypernetwork is not None:
-                test = some_images(data, shape[-1], images, test=True)
-                scores["ghn"][name] = _accuracy(model, graph, hypernetwork, test, batch_size)
-                line.step(model=name, metric="ghn")
-            for metric in metrics:
-                try:
-                    scores[metric][name] = zero_cost(metric, model, layers, batch)
-                except GHNInitError as error:
-                    failures.append((metric, name, str(error)))
-                line.step(model=name, metric=metric)
+    how = _How(
+        os.fspath(data), None if ghn is None else load_hypernetwork(ghn), tuple(metrics),
+        batch_size, images, seed,
+    )  # fmt: skip
+    file = ResultsFile(results, how.settings(), _Scores.from_json, vars, ("settings", "models"))
+    done = {row.model: row for row in file.rows}
+    left = [name for name in models if name not in done]
+    with Progress(len(models) * how.count, "score", (len(models) - len(left)) * how.count,
+                  not progress) as line:  # fmt: skip
+        for name in left:
+            done[name] = how.measure(name, models[name], line)
+            file.add(done[name])
+    scores = {
+        metric: {n: done[n].scores[metric] for n in models if metric in done[n].scores}
+        for metric in how.names
+    }
+    failures = ((m, n, why) for n in models for m, why in done[n].failures.items())
     known = {name: accuracies[name] for name in models}
     taus = {metric: kendall_tau(known, values) for metric, values in scores.items()}
     return Ranking(known, scores, taus, tuple(failures))
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Of one model: scores by metric, and the reasons why there is none."""
+
+    model: str
+    scores: Mapping[str, float]
+    failures: Mapping[str, str]
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> _Scores:
+        return cls(str(row["model"]), dict(row["scores"]), dict(row["failures"]))
+
+
+@dataclass(frozen=True)
+class _How:
+    """What a model is measured by: the arguments of `rank`."""
+
+    data: str
+    ghn: GHN | None
+    metrics: tuple[str, ...]
+    batch_size: int
+    images: int
+    seed: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*([] if self.ghn is None else ["ghn"]), *self.metrics)
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides about the scores."""
+        ghn = None if self.ghn is None else self.ghn.origin.sha256 or self.ghn.name
+        return {**vars(self), "ghn": ghn}
+
+    def measure(self, name: str, model: nn.Module, line: Progress) -> _Scores:
+        """All scores of one model."""
+        scores, failures = dict[str, float](), dict[str, str]()
+        graph, shape = traced(model)
+        layers = weight_layers(graph)
+        batch = folder_batch(self.data, shape[-1], self.batch_size, self.seed)
+        _check_outputs(name, graph, batch)
+        if self.ghn is not None:
+            test = some_images(self.data, shape[-1], self.images, test=True)
+            scores["ghn"] = untrained_accuracy(model, test, self.ghn, batch_size=self.batch_size)
+            line.step(model=name, metric="ghn")
+        for metric in self.metrics:
+            try:
+                scores[metric] = zero_cost(metric, model, layers, batch)
+            except GHNInitError as error:
+                failures[metric] = str(error)
+            line.step(model=name, metric=metric)
+        return _Scores(name, scores, failures)
 
 
 def _check_outputs(name: str, graph: Graph, batch: Batch) -> None:
@@ -190,15 +250,34 @@ def kendall_tau(a: Mapping[str, float], b: Mapping[str, float]) -> float | None:
     return None if tau != tau else tau
 
 
-def _accuracy(model: nn.Module, graph: Graph, ghn: GHN, images: Images, batch_size: int) -> float:
-    """Top-1 accuracy of predicted parameters, in percent."""
-    if not len(images.classes) == graph.num_classes == ghn.config.num_classes:
+def untrained_accuracy(
+    model: nn.Module, images: Images, ghn: GHN | None = None, *, batch_size: int = 64
+) -> float:
+    """Top-1 accuracy of a model without any training (GHN-3 paper, Tables 2 and 12), in percent.
+
+    Batch norm uses the statistics of batches, as no running ones exist.
+
+    Arguments:
+        model: it is left as it is.
+        images: test images.
+        ghn: predicts the parameters, without noise. None: the model's own ones are measured.
+        batch_size: images in a batch.
+
+    Raises:
+        GHNInitError: images, model and hypernetwork have different numbers of classes.
+    """
+    graph, _ = traced(model)
+    predicted = graph.num_classes if ghn is None else ghn.config.num_classes
+    if not len(images.classes) == graph.num_classes == predicted:
         raise GHNInitError(
             f"the data has {len(images.classes)} classes, the model {graph.num_classes}, and "
-            f"{ghn.name} predicts {ghn.config.num_classes}: they must be the same."
+            f"{'it' if ghn is None else ghn.name} predicts {predicted}: they must be the same."
         )
-    arch = ghn.config.arch
-    ready, _ = initialized(model, arch, {arch: ghn}, noise=0.0)
+    if ghn is None:
+        ready = copy.deepcopy(model)
+    else:
+        arch = ghn.config.arch
+        ready, _ = initialized(model, arch, {arch: ghn}, noise=0.0)
     use_batch_statistics(ready)
     like = next(ready.parameters())
     return top1(lambda x: first_tensor(ready(x.to(like))), images, batch_size)[0]

@@ -228,6 +228,10 @@ def _add_embed(commands: Commands) -> None:
         help="size (default), family, or a column of --table",
     )  # fmt: skip
     parser.add_argument("--table", metavar="FILE", help="CSV or JSON with columns by model")
+    parser.add_argument(
+        "--embeddings", metavar="FILE", help="write each model's vector, and the features of its "
+        "nodes, as a safetensors file",
+    )  # fmt: skip
     _add_outputs(parser)
     parser.set_defaults(run=_embed)
 
@@ -235,9 +239,14 @@ def _add_embed(commands: Commands) -> None:
 def _embed(options: argparse.Namespace) -> None:
     _check_output(options)
     from ghn_init.analysis.embedding import embed
+    from ghn_init.files import check_safetensors_name
 
-    colors = _colors(options)
-    _finish(embed(_lazy_models(options), options.ghn, **colors, progress=True), options)
+    if options.embeddings is not None:
+        check_safetensors_name(options.embeddings)
+    result = embed(_lazy_models(options), options.ghn, **_colors(options), progress=True)
+    if options.embeddings is not None:
+        result.save_vectors(options.embeddings)
+    _finish(result, options)
 
 
 def _colors(options: argparse.Namespace) -> dict[str, Any]:
@@ -268,7 +277,7 @@ def _add_rank(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("--accuracy", metavar="COLUMN", help="default: the only one")
     parser.add_argument("--ghn", metavar="CHECKPOINT", help="adds the accuracy it predicts")
-    parser.add_argument("--metrics", type=names, metavar="LIST", help="default: all six")
+    parser.add_argument("--metrics", type=names, metavar="LIST", help="default: all eight")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="default: 32")
     parser.add_argument("--images", type=int, default=512, metavar="N",
                         help="for the accuracy; default: 512")  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import ghn_init
@@ -144,6 +145,12 @@ def test_embed(zoo: str, checkpoint: str, tmp_path: Path,
         str(tmp_path / "t.csv"), "--json")  # fmt: skip
     content = json.loads(capsys.readouterr().out)
     assert [model["top1"] for model in content["models"].values()] == [3.5, None]
+    run("embed", *models, "--ghn", checkpoint, "--embeddings", str(tmp_path / "e.safetensors"))
+    assert set(load_file(tmp_path / "e.safetensors")) == {
+        *("small", "small/nodes", "wide", "wide/nodes"),
+    }
+    with pytest.raises(GHNInitError, match=r"not what \.npz says"):
+        run("embed", *models, "--ghn", checkpoint, "--embeddings", str(tmp_path / "e.npz"))
     with pytest.raises(GHNInitError, match="--color top1 needs --table"):
         run("embed", *models, "--ghn", checkpoint, "--color", "top1")
 

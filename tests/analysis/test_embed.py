@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from models import ConvNet, torchvision_model
+from safetensors.torch import load_file
 from torch import nn
 
 import ghn_init
@@ -36,7 +38,7 @@ def test_principal_components() -> None:
     torch.testing.assert_close(again.flip(0), places)
 
 
-def test_embedding() -> None:
+def test_embedding(tmp_path: Path) -> None:
     ghn = seeded()
     models: dict[str, nn.Module] = {
         "convnet": ConvNet(),
@@ -46,7 +48,13 @@ def test_embedding() -> None:
     result = embed(models, ghn)
     with torch.no_grad():
         features = ghn(ghn.encode([ghn_init.trace(models["wide"])]))
+    torch.testing.assert_close(result.nodes["wide"], features[0])
     torch.testing.assert_close(result.vectors[1], features[0].mean(dim=0))
+    result.save_vectors(tmp_path / "vectors.safetensors")
+    saved = load_file(tmp_path / "vectors.safetensors")
+    assert list(saved) == sorted(f"{name}{part}" for name in models for part in ("", "/nodes"))
+    assert torch.equal(saved["alexnet"], result.vectors[2])
+    assert torch.equal(saved["wide/nodes"], result.nodes["wide"])
     size = sum(p.numel() for p in models["alexnet"].parameters()) / 1e6
     assert result.values["alexnet"] == pytest.approx(size)
     content = json.loads(result.to_json())

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from models import ConvNet
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ghn_init import GHNInitError, trace
 from ghn_init.analysis import PROXIES, Batch, zero_cost
@@ -35,6 +36,8 @@ def test_gradnorm_and_snip() -> None:
     assert zero_cost("gradnorm", model, ["weight"], batch) == pytest.approx(gradient.norm().item())
     expected = (gradient * model.weight).abs().sum().item()
     assert zero_cost("snip", model, ["weight"], batch) == pytest.approx(expected)
+    expected = (gradient * model.weight).sum().item()
+    assert zero_cost("plain", model, ["weight"], batch) == pytest.approx(expected)
 
 
 def test_grasp() -> None:
@@ -85,6 +88,34 @@ def test_synflow() -> None:
     batch = Batch(torch.randn(2, 4), torch.tensor([0, 1]))
     found = zero_cost("synflow", model, ["0.weight", "3.weight"], batch)
     assert found == pytest.approx(2 * total, rel=1e-5)
+
+
+def test_synflow_bn() -> None:
+    """By the definition, as finite differences: R under weights that are scaled along themselves.
+
+    Batch norm takes the statistics of the input of ones: over the places of its single image.
+    """
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU(),
+        nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 4 * 4, 2, bias=False),
+    )  # fmt: skip
+    layers = ["0.weight", "3.weight", "5.weight"]
+    found = zero_cost(
+        "synflow-bn", model, layers, Batch(torch.randn(4, 2, 6, 6), torch.arange(4) % 2)
+    )
+    positive = {name: p.detach().double().abs() for name, p in model.named_parameters()}
+
+    def total(scaled: str, factor: float) -> float:
+        params = {n: p * factor if n == scaled else p for n, p in positive.items()}
+        ready = model.double().train()
+        with torch.no_grad():
+            return float(functional_call(ready, params, torch.ones(1, 2, 6, 6).double()).sum())
+
+    expected = sum((total(n, 1 + 1e-6) - total(n, 1 - 1e-6)) / 2e-6 for n in layers)
+    assert found == pytest.approx(expected, rel=1e-5)
+    single = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    batch = Batch(torch.randn(2, 4), torch.tensor([0, 1]))  # a single position: the norm gives 0
+    assert zero_cost("synflow-bn", single, ["0.weight", "2.weight"], batch) == pytest.approx(0)
 
 
 def test_jacobcov() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from models import ConvNet
 from PIL import Image
+from torch import nn
 
+import ghn_init
 from ghn_init import GHN, GHNConfig, GHNInitError
-from ghn_init.analysis import Ranking, folder_batch, rank
+from ghn_init.analysis import Ranking, folder_batch, kendall_tau, rank, untrained_accuracy
 from ghn_init.analysis.measure.columns import as_numbers, column, read_columns
-from ghn_init.analysis.ranking import kendall_tau
+from ghn_init.images import load_images
 
 
 @pytest.fixture
@@ -91,7 +95,7 @@ def test_ranking(images: Path) -> None:
     ghn = seeded(2)
     result = rank(models, accuracies, images, ghn=ghn, batch_size=4, images=8)
     assert list(result.scores) == [
-        "ghn", "gradnorm", "snip", "fisher", "grasp", "synflow", "jacobcov",
+        "ghn", "gradnorm", "snip", "fisher", "plain", "grasp", "synflow", "synflow-bn", "jacobcov",
     ]  # fmt: skip
     assert list(result.accuracies) == list(models)
     assert result.failures == ()
@@ -103,8 +107,39 @@ def test_ranking(images: Path) -> None:
     assert result.table().splitlines()[-1].startswith("Kendall's tau")
     pytest.importorskip("matplotlib")
     panels = result.plot().axes
-    assert len(panels) == 8
+    assert len(panels) == 12
     assert [text.get_text() for text in panels[0].texts] == list(models)
+
+
+def test_it_goes_on_where_it_was_stopped(images: Path, tmp_path: Path) -> None:
+    """Models that the file has are not even built again; other settings are refused."""
+    pytest.importorskip("scipy")
+    models = {f"width {w}": ConvNet(classes=2, width=w) for w in (8, 16)}
+    accuracies = {"width 8": 10.0, "width 16": 30.0}
+    how: dict[str, Any] = {"metrics": ["snip", "grasp"], "batch_size": 4}
+    results = tmp_path / "scores.json"
+    first = rank({"width 8": models["width 8"]}, accuracies, images, results=results, **how)
+    assert first.taus == {"snip": None, "grasp": None}
+    unbuilt = {**models, "width 8": nn.Identity()}
+    again = rank(unbuilt, accuracies, images, results=results, **how)
+    assert again == rank(models, accuracies, images, **how)
+    with pytest.raises(GHNInitError, match=r"other settings: metrics .*, batch_size \(4 then, 8"):
+        rank(models, accuracies, images, results=results, metrics=["snip"], batch_size=8)
+
+
+def test_accuracy_without_training(images: Path) -> None:
+    """A classifier whose weights are set, against its own outputs with the batch's statistics."""
+    test = load_images(str(images), "test", 32)
+    model = ConvNet(classes=2)
+    ready = copy.deepcopy(model).train()
+    with torch.no_grad():
+        right = [(ready(x).argmax(1) == y).sum() for x, y in test.test_batches(4)]
+    assert untrained_accuracy(model, test, batch_size=4) == 100 * sum(right).item() / 16
+    given = ghn_init.apply(copy.deepcopy(model), "ghn3", ghn=seeded(2), noise=0)
+    predicted = untrained_accuracy(given, test, batch_size=16)
+    assert untrained_accuracy(model, test, seeded(2), batch_size=16) == predicted
+    with pytest.raises(GHNInitError, match="the model 3, and it predicts 3: they must"):
+        untrained_accuracy(ConvNet(classes=3), test)
 
 
 def test_a_tau_over_some_of_the_models_says_so() -> None:

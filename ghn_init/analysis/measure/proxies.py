@@ -1,7 +1,8 @@
 """Zero-cost proxies: scores of an untrained network from one mini-batch.
 
-The metrics that Abdelfattah et al. (2021) compare, by the definitions of their Section 3.2. What
-they sum over the network is summed here over the convolution and linear weights. There is no
+The metrics that Abdelfattah et al. (2021) compare, by the definitions of their Section 3.2; and the
+plain and synflow-bn of Table 13 of the GHN-3 paper, which are variants of two of them. What is
+summed over the network there is summed here over the convolution and linear weights. There is no
 maintained package for them.
 """
 
@@ -75,6 +76,13 @@ def _snip(model: nn.Module, layers: Sequence[str], batch: Batch) -> float:
     return sum((g * w).abs().sum().item() for g, w in zip(gradients, weights, strict=True))
 
 
+def _plain(model: nn.Module, layers: Sequence[str], batch: Batch) -> float:
+    """Sum of gradient * weight: snip without its absolute values."""
+    weights = _weights(model, layers)
+    gradients = _gradients(_loss(model, batch), weights)
+    return sum((g * w).sum().item() for g, w in zip(gradients, weights, strict=True))
+
+
 def _grasp(model: nn.Module, layers: Sequence[str], batch: Batch) -> float:
     """Sum of -(H g) * weight, H being the loss's Hessian and g its gradient (Wang et al., 2020)."""
     weights = _weights(model, layers)
@@ -90,17 +98,29 @@ def _synflow(model: nn.Module, layers: Sequence[str], batch: Batch) -> float:
     All parameters are replaced by their absolute values, the input by ones, and norms are left
     out: data plays no part. In double precision, as R grows with the depth.
     """
-    model.double().eval()  # a batch norm in training mode would refuse the single input
+    model.eval()  # a batch norm in training mode would refuse the single input
+    for module in model.modules():
+        if isinstance(module, _NORMS):
+            module.forward = nn.Identity().forward  # type: ignore[method-assign]
+    return _flow(model, layers, torch.ones_like(batch.images[:1]))
+
+
+def _synflow_bn(model: nn.Module, layers: Sequence[str], batch: Batch) -> float:
+    """`_synflow` with the norms left in: batch norm uses the statistics of the input of ones.
+
+    The input is there twice, and half of R is taken. That changes nothing, but that batch norm
+    can also be computed where a layer sees a single position.
+    """
+    return _flow(model, layers, torch.ones_like(batch.images[:2])) / 2
+
+
+def _flow(model: nn.Module, layers: Sequence[str], ones: Tensor) -> float:
+    model.double()
     with torch.no_grad():
         for param in model.parameters():
             param.abs_()
     weights = _weights(model, layers)
-    ones = torch.ones_like(batch.images[:1], dtype=torch.float64)
-    for module in model.modules():
-        if isinstance(module, _NORMS):
-            module.forward = nn.Identity().forward  # type: ignore[method-assign]
-    total = first_tensor(run_on(model, ones)).sum()
-    gradients = _gradients(total, weights)
+    gradients = _gradients(first_tensor(run_on(model, ones.double())).sum(), weights)
     return sum((g * w).sum().item() for g, w in zip(gradients, weights, strict=True))
 
 
@@ -144,8 +164,10 @@ PROXIES: dict[str, Callable[[nn.Module, Sequence[str], Batch], float]] = {
     "gradnorm": _gradnorm,
     "snip": _snip,
     "fisher": _fisher,
+    "plain": _plain,
     "grasp": _grasp,
     "synflow": _synflow,
+    "synflow-bn": _synflow_bn,
     "jacobcov": _jacobcov,
 }
 """The metrics of `zero_cost`, by name."""
