@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ghn_init.analysis.extra import plot_extra
@@ -113,6 +114,7 @@ def rank(
     *,
     ghn: Checkpoint | None = None,
     metrics: Sequence[str] = tuple(PROXIES),
+    input_shape: tuple[int, ...] | None = None,
     batch_size: int = 32,
     images: int = 512,
     seed: int = 0,
@@ -132,6 +134,7 @@ def rank(
             parameters have without any training (metric "ghn", in percent; batch norm uses the
             statistics of batches).
         metrics: of `PROXIES`.
+        input_shape: of one image, `(3, H, W)`. Default: guessed for each model, as `trace` does.
         batch_size: images of the mini-batch, and of each batch of the accuracy.
         images: for the accuracy, at most.
         seed: of the choice of images.
@@ -154,7 +157,7 @@ def rank(
     plot_extra("scipy.stats")  # before the long part
     how = _How(
         os.fspath(data), None if ghn is None else load_hypernetwork(ghn), tuple(metrics),
-        batch_size, images, seed,
+        input_shape, batch_size, images, seed,
     )  # fmt: skip
     file = ResultsFile(results, how.settings(), _Scores.from_json, vars, ("settings", "models"))
     done = {row.model: row for row in file.rows}
@@ -194,9 +197,11 @@ class _How:
     data: str
     ghn: GHN | None
     metrics: tuple[str, ...]
+    input_shape: tuple[int, ...] | None
     batch_size: int
     images: int
     seed: int
+    read: dict[int, tuple[Batch, Images | None]] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -209,17 +214,29 @@ class _How:
     def settings(self) -> dict[str, Any]:
         """What decides about the scores."""
         ghn = None if self.ghn is None else self.ghn.origin.sha256 or self.ghn.name
-        return {**vars(self), "ghn": ghn}
+        settings = {**vars(self), "ghn": ghn}
+        settings.pop("read")
+        return settings
+
+    def seen(self, size: int) -> tuple[Batch, Images | None]:
+        """The mini-batch, and test images where there is a hypernetwork; of one size read once."""
+        if size not in self.read:
+            batch = folder_batch(self.data, size, self.batch_size, self.seed)
+            test = None
+            if self.ghn is not None:
+                test = some_images(self.data, size, self.images, test=True)
+            self.read[size] = batch, test
+        return self.read[size]
 
     def measure(self, name: str, model: nn.Module, line: Progress) -> _Scores:
         """All scores of one model."""
         scores, failures = dict[str, float](), dict[str, str]()
-        graph, shape = traced(model)
+        graph, shape = traced(model, self.input_shape)
         layers = weight_layers(graph)
-        batch = folder_batch(self.data, shape[-1], self.batch_size, self.seed)
+        batch, test = self.seen(shape[-1])
         _check_outputs(name, graph, batch)
         if self.ghn is not None:
-            test = some_images(self.data, shape[-1], self.images, test=True)
+            assert test is not None
             scores["ghn"] = untrained_accuracy(model, test, self.ghn, batch_size=self.batch_size)
             line.step(model=name, metric="ghn")
         for metric in self.metrics:
@@ -266,7 +283,7 @@ def untrained_accuracy(
     Raises:
         GHNInitError: images, model and hypernetwork have different numbers of classes.
     """
-    graph, _ = traced(model)
+    graph, shape = traced(model, (3, images.image_size, images.image_size))
     predicted = graph.num_classes if ghn is None else ghn.config.num_classes
     if not len(images.classes) == graph.num_classes == predicted:
         raise GHNInitError(
@@ -277,7 +294,8 @@ def untrained_accuracy(
         ready = copy.deepcopy(model)
     else:
         arch = ghn.config.arch
-        ready, _ = initialized(model, arch, {arch: ghn}, noise=0.0)
+        inputs = torch.empty(2, *shape, device="meta")
+        ready, _ = initialized(model, arch, {arch: ghn}, noise=0.0, example_inputs=inputs)
     use_batch_statistics(ready)
     like = next(ready.parameters())
     return top1(lambda x: first_tensor(ready(x.to(like))), images, batch_size)[0]

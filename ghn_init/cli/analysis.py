@@ -270,6 +270,7 @@ def _add_rank(commands: Commands) -> None:
     parser = commands.add_parser("rank", help="Kendall's tau of what is known before training")
     add_model(parser, several=True)
     add_num_classes(parser, default="as many as the data has")
+    add_input_shape(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="images by class")
     parser.add_argument(
         "--table", required=True, metavar="FILE", help="the models' accuracies: CSV with a header "
@@ -302,6 +303,7 @@ def _rank(options: argparse.Namespace) -> None:
         options.data,
         ghn=options.ghn,
         metrics=options.metrics or tuple(PROXIES),
+        input_shape=options.input_shape,
         batch_size=options.batch_size,
         images=options.images,
         seed=options.seed,

@@ -116,15 +116,19 @@ def test_it_goes_on_where_it_was_stopped(images: Path, tmp_path: Path) -> None:
     pytest.importorskip("scipy")
     models = {f"width {w}": ConvNet(classes=2, width=w) for w in (8, 16)}
     accuracies = {"width 8": 10.0, "width 16": 30.0}
-    how: dict[str, Any] = {"metrics": ["snip", "grasp"], "batch_size": 4}
+    how: dict[str, Any] = {
+        "metrics": ["snip", "grasp"], "batch_size": 4, "input_shape": (3, 16, 16)
+    }  # fmt: skip
     results = tmp_path / "scores.json"
     first = rank({"width 8": models["width 8"]}, accuracies, images, results=results, **how)
     assert first.taus == {"snip": None, "grasp": None}
     unbuilt = {**models, "width 8": nn.Identity()}
     again = rank(unbuilt, accuracies, images, results=results, **how)
     assert again == rank(models, accuracies, images, **how)
-    with pytest.raises(GHNInitError, match=r"other settings: metrics .*, batch_size \(4 then, 8"):
-        rank(models, accuracies, images, results=results, metrics=["snip"], batch_size=8)
+    other = rank(models, accuracies, images, **{**how, "input_shape": (3, 24, 24)})
+    assert other.scores != again.scores
+    with pytest.raises(GHNInitError, match=r"other settings: batch_size \(4 then, 8"):
+        rank(models, accuracies, images, results=results, **{**how, "batch_size": 8})
 
 
 def test_accuracy_without_training(images: Path) -> None:
