@@ -60,20 +60,14 @@ images. Here the rate is chosen on training images that are held out."""
 
 
 @dataclass(frozen=True)
-class Networks(Mapping[str, nn.Module]):
-    """Networks by name, built one at a time; and their accuracies after training.
+class LazyNetworks(Mapping[str, nn.Module]):
+    """Networks by name, each built when it is asked for: one at a time in memory.
 
     Arguments:
         builders: of the networks.
-        data: images.
-        protocol: see there.
-        out: folder for the runs.
     """
 
     builders: Builders
-    data: Split
-    protocol: Protocol
-    out: Path
 
     def __getitem__(self, name: str) -> nn.Module:
         return self.builders[name](0)
@@ -83,6 +77,21 @@ class Networks(Mapping[str, nn.Module]):
 
     def __len__(self) -> int:
         return len(self.builders)
+
+
+@dataclass(frozen=True)
+class Networks(LazyNetworks):
+    """Networks, and their accuracies after training.
+
+    Arguments:
+        data: images.
+        protocol: see there.
+        out: folder for the runs.
+    """
+
+    data: Split
+    protocol: Protocol
+    out: Path
 
     def accuracy(self, name: str, epochs: float, ghn: GHN | None = None) -> float:
         """Of a network that starts random or predicted and is trained, in percent.
