@@ -247,7 +247,7 @@ def _classifier(name: str) -> Entry:
 
 def _video(name: str) -> Entry:
     build = functools.partial(torchvision.models.get_model, name, weights=None)
-    size = (16, 224, 224) if name.startswith("mvit") else (8, 64, 64)
+    size = (16, 224, 224) if name.startswith(("mvit", "s3d")) else (8, 64, 64)
     return Entry(f"torchvision/{name}", build, functools.partial(_image, *size), _labels)
 
 

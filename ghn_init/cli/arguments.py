@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ghn_init.cli.deferred import DeferredParser
 
@@ -90,6 +90,12 @@ def add_upload(parser: Parser) -> None:
     parser.add_argument("--revision", metavar="BRANCH", help="default: main")
     parser.add_argument("--message", default="Upload with ghn_init", help="of the commit")
     parser.add_argument("--new-card", action="store_true", help="replace a README.md that is there")
+
+
+def upload_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_upload` declares, as the keyword arguments of `push_to_hub` and `Upload`."""
+    names = ("license", "private", "revision", "message", "new_card")
+    return {name: getattr(options, name) for name in names}
 
 
 def add_json(parser: Parser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ghn_init.cli.arguments import Commands, add_upload, layer
+from ghn_init.cli.arguments import Commands, add_upload, layer, upload_options
 
 
 def add_parsers(commands: Commands) -> None:
@@ -96,14 +96,7 @@ def _push(options: argparse.Namespace) -> None:
     from ghn_init.loading import push_to_hub
 
     place = push_to_hub(
-        options.source,
-        options.repository,
-        run=options.folder,
-        license=options.license,
-        private=options.private,
-        revision=options.revision,
-        message=options.message,
-        new_card=options.new_card,
+        options.source, options.repository, run=options.folder, **upload_options(options)
     )
     print(f"uploaded: {place}")
 

@@ -18,6 +18,7 @@ from ghn_init.cli.arguments import (
     add_seed,
     add_source,
     add_upload,
+    upload_options,
 )
 
 if TYPE_CHECKING:  # heavy
@@ -105,14 +106,7 @@ def _write(options: argparse.Namespace, model: nn.Module, library: str, output: 
 def _upload(options: argparse.Namespace) -> Upload:
     from ghn_init.loading.upload import Upload, repository_name
 
-    return Upload(
-        repository_name(options.push),
-        license=options.license,
-        private=options.private,
-        revision=options.revision,
-        message=options.message,
-        new_card=options.new_card,
-    )
+    return Upload(repository_name(options.push), **upload_options(options))
 
 
 def _given(options: argparse.Namespace, model: nn.Module) -> dict[str, Any]:

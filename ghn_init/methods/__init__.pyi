@@ -1,7 +1,6 @@
 from .method import Given as Given
 from .method import Job as Job
 from .method import Method as Method
-from .method import Refined as Refined
 from .registry import METHODS as METHODS
 from .registry import find_method as find_method
 from .registry import register as register

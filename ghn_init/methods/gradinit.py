@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ghn_init.methods.factor_adam import FactorAdam
 from ghn_init.methods.learned_scales import Goal, Learning, Values, learn
-from ghn_init.methods.method import Job, Method, Refined
+from ghn_init.methods.method import Given, Job, Method
 from ghn_init.methods.trial import Trial, trial
 from ghn_init.settings import Count, OneOf, Positive, Range, check
 
@@ -44,7 +44,7 @@ class GradInitSettings:
         check(self)
 
 
-def first_step(job: Job) -> Refined:
+def first_step(job: Job) -> Given:
     """Scale parameters so that the loss is lowest after one step of training.
 
     Needs images and labels. Every parameter that may be written and is not zero gets a factor. The

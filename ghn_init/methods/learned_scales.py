@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ghn_init.errors import GHNInitError
-from ghn_init.methods.method import Job, Refined
+from ghn_init.methods.method import Given, Job
 from ghn_init.methods.trial import Trial
 from ghn_init.progress import Progress
 from ghn_init.resuming import ResultsFile
@@ -62,7 +62,7 @@ class Learning:
     figures: Callable[[Values], dict[str, float]]
 
 
-def learn(job: Job, tried: Trial, how: Learning, names: Sequence[str]) -> Refined:
+def learn(job: Job, tried: Trial, how: Learning, names: Sequence[str]) -> Given:
     """Learn a factor for each of the parameters; it starts from 1.
 
     Arguments:
@@ -106,7 +106,7 @@ def learn(job: Job, tried: Trial, how: Learning, names: Sequence[str]) -> Refine
         f"{how.name}, {steps} steps: {', '.join(changes)}; factors from "
         f"{min(factors.values()):.3g} to {max(factors.values()):.3g}"
     )
-    return Refined({name: tensor.float() for name, tensor in tensors.items()}, (note,))
+    return Given({name: tensor.float() for name, tensor in tensors.items()}, notes=(note,))
 
 
 def _descent(

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.graph import Graph
-from ghn_init.methods.method import Job, Method, Refined, Values
+from ghn_init.methods.method import Given, Job, Method, Values
 from ghn_init.methods.trial import trial
 from ghn_init.names import abridged
 from ghn_init.settings import Count, Positive, check
@@ -69,7 +69,7 @@ def _biases(graph: Graph) -> Iterator[tuple[str, str]]:
             yield weight, node.param
 
 
-def unit_variance(job: Job) -> Refined:
+def unit_variance(job: Job) -> Given:
     """Scale each layer until its output for a batch has variance 1.
 
     Needs images; one forward pass does it, as a layer is scaled before the next one sees its
@@ -90,7 +90,7 @@ def unit_variance(job: Job) -> Refined:
         if scaling.failed:
             raise GHNInitError(scaling.failed)
         tensors = {name: tried.start[name].float().clone() for name in scaling.changed}
-        return Refined(tensors, tuple(scaling.notes()))
+        return Given(tensors, notes=tuple(scaling.notes()))
 
 
 class _Scaling(TorchDispatchMode):

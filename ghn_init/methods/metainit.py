@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.inputs import given_inputs, likely_inputs
 from ghn_init.methods.learned_scales import Goal, Learning, Values, learn
-from ghn_init.methods.method import Job, Method, Refined
+from ghn_init.methods.method import Given, Job, Method
 from ghn_init.methods.trial import Trial, check_classes, trial
 from ghn_init.seeds import torch_generator
 from ghn_init.settings import Count, Positive, Share, check
@@ -46,7 +46,7 @@ class MetaInitSettings:
         check(self)
 
 
-def nearly_linear(job: Job) -> Refined:
+def nearly_linear(job: Job) -> Given:
     """Change the norms of weights so that a step changes the gradient little.
 
     Needs no data: as in the paper, images are standard normal noise, new in every step, and labels

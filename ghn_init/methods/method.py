@@ -64,19 +64,6 @@ Values = Mapping[str, Tensor]
 first two axes (GHN-2 paper, Section 4.1)."""
 
 
-@dataclass(frozen=True)
-class Refined:
-    """What a second step made of the values that it was given.
-
-    Arguments:
-        tensors: whole parameters by name, of those that changed.
-        notes: for the report.
-    """
-
-    tensors: Mapping[str, Tensor]
-    notes: tuple[str, ...] = ()
-
-
 NEEDS = ("images", "labels", "source")
 """The arguments of `apply` that a method can ask for."""
 
@@ -86,7 +73,7 @@ class Given:
     """Values, and what the report is to say of them.
 
     Arguments:
-        tensors: the new values.
+        tensors: the new values; of `refine` whole parameters, and only those that changed.
         left: parameters that the method leaves, with the reason, where it has one of its own.
         taken: for values from another model, where each is taken from.
         notes: whatever else is out of the ordinary.
@@ -137,7 +124,7 @@ class Method:
     noise: float | None = None
     orthogonal: bool = False
     orth_start: int | float | None = 1
-    refine: Callable[[Job], Refined] | None = None
+    refine: Callable[[Job], Given] | None = None
     options: type[Any] | None = None
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor
 from ghn_init.errors import GHNInitError
 from ghn_init.methods.factor_adam import FactorAdam
 from ghn_init.methods.learned_scales import Goal, Learning, Values, learn
-from ghn_init.methods.method import Job, Method, Refined
+from ghn_init.methods.method import Given, Job, Method
 from ghn_init.methods.trial import Trial, trial
 from ghn_init.settings import Count, NotNegative, Positive, Range, check
 
@@ -47,7 +47,7 @@ class NIOSettings:
         check(self)
 
 
-def aligned_gradients(job: Job) -> Refined:
+def aligned_gradients(job: Job) -> Given:
     """Scale parameters so that the gradients of parts of a batch agree.
 
     Needs images and labels. Every parameter that may be written and is not zero gets a factor; the

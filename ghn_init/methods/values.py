@@ -61,23 +61,22 @@ def new_values(
         found = _first_values(job, variant, steps, own)
         if not variant.refines:
             return found
-        tensors = repeated_all(found.tensors, job.graph.shapes)
         refining = [step for step in variant.steps if step.method.refine]
-        notes = [f"before {refining[0].method.name}: {note}" for note in found.notes]
+        first = refining[0].method.name
+        found = replace(
+            found,
+            tensors=repeated_all(found.tensors, job.graph.shapes),
+            notes=tuple(f"before {first}: {note}" for note in found.notes),
+        )
         for step in refining:
             assert step.method.refine is not None
             state = job.state
             if state is not None and len(refining) > 1:  # each has one of its own
                 state = state.with_name(f"{state.name}.{step.method.name}")
-            refined = step.method.refine(
-                replace(job, options=step.own, tensors=tensors, state=state)
-            )
-            _check_shapes(refined.tensors, job.graph)
-            changed = {n: t for n, t in refined.tensors.items() if n in job.writable}
-            _check_finite(changed, job, step.method)
-            tensors = tensors | changed
-            notes += refined.notes
-        return replace(found, tensors=tensors, notes=tuple(notes))
+            given = replace(job, options=step.own, tensors=found.tensors, state=state)
+            refined = _whole_values(step.method.refine(given), job, step.method)
+            found = _followed_by(found, refined)
+        return found
 
 
 def _first_values(
@@ -112,6 +111,17 @@ def _whole_values(found: Given, job: Job, method: Method) -> NewValues:
     taken = {name: found.taken[name] for name in tensors if name in found.taken}
     return NewValues(
         tensors, notes=found.notes, left=found.left, taken=taken, buffers=found.buffers
+    )
+
+
+def _followed_by(before: NewValues, after: NewValues) -> NewValues:
+    return replace(
+        before,
+        tensors={**before.tensors, **after.tensors},
+        notes=(*before.notes, *after.notes),
+        left={**before.left, **after.left},
+        taken={**before.taken, **after.taken},
+        buffers={**before.buffers, **after.buffers},
     )
 
 

@@ -15,7 +15,7 @@ import ghn_init
 from ghn_init import METHODS, GHNInitError
 from ghn_init.analysis import diagnose
 from ghn_init.cli.main import main
-from ghn_init.methods import Job, Method, Refined, register
+from ghn_init.methods import Given, Job, Method, register
 
 
 @pytest.fixture(autouse=True)
@@ -154,10 +154,12 @@ def test_images_that_no_method_can_use_are_refused(
 
 
 def test_second_steps() -> None:
-    def halved(job: Job) -> Refined:
+    def halved(job: Job) -> Given:
         own = dict(job.model.named_parameters())
         start = {name: job.tensors.get(name, own[name]) for name in job.layers}
-        return Refined({n: t.detach() / 2 for n, t in start.items()}, ("halved what was there",))
+        return Given(
+            {n: t.detach() / 2 for n, t in start.items()}, notes=("halved what was there",)
+        )
 
     register(Method("halved", None, refine=halved, labels=True))
     labels = torch.zeros(2).long()
