@@ -86,6 +86,7 @@ def _find(name: str, library: str | None) -> tuple[str, Callable[..., nn.Module]
     if name.endswith(".py"):
         raise GHNInitError(f"{name!r} is a file: say what gives the model, as in {name}:factory.")
     if name.startswith(_TIMM_PLACES):
+        _check_place(name)
         asked: tuple[str, ...] = ("timm",)
     else:
         asked = ("transformers",) if "/" in name else ("timm", "torchvision")
@@ -100,6 +101,19 @@ def _find(name: str, library: str | None) -> tuple[str, Callable[..., nn.Module]
     hint = f" Did you mean {', '.join(close)}?" if close else ""
     where = library or "timm nor torchvision"
     raise GHNInitError(f"no model {name!r} in {where}.{hint}")
+
+
+def _check_place(name: str) -> None:
+    """Refuse a place that the installed timm does not know: its own error has no message."""
+    timm = importlib.import_module("timm")
+    try:
+        timm.models.parse_model_name(name)
+    except AssertionError as error:
+        place = name.partition(":")[0]
+        raise GHNInitError(
+            f"model {name!r}: timm {timm.__version__} knows no {place}: places. Install a newer "
+            "timm, or name the model and load its weights yourself."
+        ) from error
 
 
 def _open(library: str) -> tuple[list[str], Callable[..., nn.Module]]:
@@ -205,6 +219,6 @@ def _build(build: Callable[[], nn.Module], what: str, seed: int) -> nn.Module:
             return build()
         except (Exception, SystemExit) as error:  # whatever a library or a user's file raises
             kind = type(error).__name__
-            reason = (str(error).splitlines() or [kind])[0]
+            reason = (str(error).splitlines() or [f"{kind} without a message"])[0]
             reason = f"{kind}: {reason}" if isinstance(error, SystemExit) else reason
             raise GHNInitError(f"{what} cannot be built: {reason}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hub_server
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -99,6 +100,19 @@ def test_errors(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(GHNInitError, match=message) as caught:
         create_model(*arguments)  # type: ignore[arg-type]
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_timm_model_in_a_folder(tmp_path: Path) -> None:
+    """Older timms do not know such places, and have no words for it."""
+    (tmp_path / "config.json").write_text(json.dumps(TIMM))
+    place = f"local-dir:{tmp_path}"
+    try:
+        timm.models.parse_model_name(place)
+    except AssertionError:
+        with pytest.raises(GHNInitError, match=r"timm \S+ knows no local-dir: places"):
+            create_model(place)
+    else:
+        assert create_model(place)[0].get_parameter("fc.weight").shape == (7, 512)
 
 
 def test_names_in_tables() -> None:
