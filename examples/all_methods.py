@@ -52,7 +52,7 @@ def run(name: str, options: argparse.Namespace) -> Comparison:
         methods(options),
         load_split(options.data, 32, few or 1000, 0, few or options.test_images,
                    device=options.device, progress=True),
-        FineTuning(options.steps),
+        FineTuning(options.steps, eval_every=options.eval_every),
         [Point(options.lr)],
         seeds=options.seeds,
         ghn=load_ghn(options.ghn),
@@ -96,6 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ghn", default="embedded", metavar="CHECKPOINT", help="name or path")
     parser.add_argument("--sources", type=Path, metavar="DIR", help="weights of trained relatives")
     parser.add_argument("--steps", type=int, default=300, help="of a run; default: %(default)s")
+    parser.add_argument("--eval-every", type=int, default=0, help="steps; default: a tenth of a run")
     parser.add_argument("--init-steps", type=int, default=50, help="default: %(default)s")
     parser.add_argument("--lr", type=float, default=1e-3, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
