@@ -96,7 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ghn", default="embedded", metavar="CHECKPOINT", help="name or path")
     parser.add_argument("--sources", type=Path, metavar="DIR", help="weights of trained relatives")
     parser.add_argument("--steps", type=int, default=300, help="of a run; default: %(default)s")
-    parser.add_argument("--eval-every", type=int, default=0, help="steps; default: a tenth of a run")
+    parser.add_argument("--eval-every", type=int, default=0, help="default: a tenth of the steps")
     parser.add_argument("--init-steps", type=int, default=50, help="default: %(default)s")
     parser.add_argument("--lr", type=float, default=1e-3, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
