@@ -52,15 +52,34 @@ def main() -> None:
         dropout=0.0,
         widths=Widths(tuple(args.channels), (64, 128), 1_000_000),
     )
+    timer = measure(config, device, args.warmup, clock)
+    total = sum(timer.seconds.values())
+    print(f"{args.precision} {device}: {total / args.steps:.3f} s a step, "
+          f"{args.steps / total:.3f} steps/s")  # fmt: skip
+    for name, share in timer.shares().items():
+        print(f"  {name:13} {100 * share:5.1f}%")
+
+
+def measure(
+    config: TrainConfig,
+    device: torch.device,
+    warmup: int,
+    clock: Callable[[], float],
+    classes: int = 10,
+) -> Timer:
+    """Seconds of each part of `config.steps` training steps, all together; warm-up is left out."""
     nets = [sample("train", i) for i in range(config.meta_batch * 64)]
-    meta_batches = MetaBatches(nets, config.meta_batch, config.widths, 0, 10, 32)
-    ghn = initialize(config, 10).to(device)
+    meta_batches = MetaBatches(
+        nets, config.meta_batch, config.widths, 0, classes, config.image_size
+    )
+    ghn = initialize(config, classes).to(device)
     optimizer = torch.optim.AdamW(ghn.parameters(), config.lr, fused=True)
-    images = torch.randn(config.batch_size, 32, 32, 3, device=device).permute(0, 3, 1, 2)
-    batch = Batch(images, torch.randint(10, (config.batch_size,), device=device))
+    shape = (config.batch_size, config.image_size, config.image_size, 3)
+    images = torch.randn(shape, device=device).permute(0, 3, 1, 2)
+    batch = Batch(images, torch.randint(classes, (config.batch_size,), device=device))
     timer = Timer(device, exact=True, clock=clock)
-    for step in range(args.warmup + args.steps):
-        if step == args.warmup:
+    for step in range(warmup + config.steps):
+        if step == warmup:
             timer.seconds.clear()
         with timer.part("build"):
             networks = meta_batches[step]
@@ -69,11 +88,7 @@ def main() -> None:
             torch.nn.utils.clip_grad_norm_(ghn.parameters(), config.clip)
             optimizer.step()
             optimizer.zero_grad()
-    total = sum(timer.seconds.values())
-    print(f"{args.precision} {device}: {total / args.steps:.3f} s a step, "
-          f"{args.steps / total:.3f} steps/s")  # fmt: skip
-    for name, share in timer.shares().items():
-        print(f"  {name:13} {100 * share:5.1f}%")
+    return timer
 
 
 def time_convolutions(clock: Callable[[], float], repeats: int = 5) -> None:
