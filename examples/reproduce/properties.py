@@ -16,7 +16,7 @@ values and those predicted for networks that the regression has not seen; beside
 of the number of parameters. `--embeddings` takes other vectors, such as
 `ghn-init embed --embeddings FILE` writes.
 
-Small scale: 39 networks, three of each of thirteen families, trained on CIFAR-10 for 100 steps;
+Small scale: 26 networks, two of each of thirteen families, trained on CIFAR-10 for 100 steps;
 what is predicted comes from a fivefold cross-validation. Paper scale: learned on the 500 networks
 of the split val of DeepNets-1M, whose folder is `--nets`, and tested on the 500 of test.
 """
@@ -78,7 +78,7 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "small": Protocol((3200, 500), 100, 32, 0.02, (39, 0)),
+    "small": Protocol((3200, 500), 100, 32, 0.02, (26, 0)),
     "paper": Protocol((0, 0), 50 * 390, 128, 0.025, (500, 500)),
 }
 
