@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from ghn_init.devices import usable_device
 from ghn_init.errors import GHNInitError
-from ghn_init.files import atomic_path, check_safetensors_name
 from ghn_init.graph.graph import Graph
 from ghn_init.graph.isolation import plain_modes
 from ghn_init.graph.tracing import check_traceable, trace
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.hypernetwork.prediction import predict_graphs
-from ghn_init.loading.load import load_default, load_ghn
-from ghn_init.loading.writing import write_state
-from ghn_init.methods.kept import HEADS, kept_head, kept_parameters
-from ghn_init.methods.method import Job, Method
-from ghn_init.methods.registry import METHODS
-from ghn_init.methods.running import check_images, image_inputs
-from ghn_init.methods.values import new_values, post_processing
-from ghn_init.methods.variants import Variant, parse_method
-from ghn_init.report import Report, report_of, untouched_report
-from ghn_init.version import __version__
+from ghn_init.loading.load import load_ghn
+from ghn_init.loading.state_files import StateFiles, Target, independent
+from ghn_init.methods.kept import kept_head
+from ghn_init.methods.values import NewValues, new_values
+from ghn_init.methods.variants import Variant
+from ghn_init.preparation import Checkpoint as Checkpoint
+from ghn_init.preparation import Options, check_head, prepare
+from ghn_init.report import Report, untouched_report
 from ghn_init.weights.assignment import assign, write_buffers
 from ghn_init.weights.equalized import with_equalized
-from ghn_init.weights.meta import own_values
+from ghn_init.weights.meta import is_on_meta
 from ghn_init.weights.postprocess import without_factors
-from ghn_init.weights.spectral import update_spectral_norms
-from ghn_init.weights.tiling import repeated_all
-
-Checkpoint = str | os.PathLike[str] | GHN
-"""A hypernetwork, its name or its path."""
+from ghn_init.weights.recomputing import Recomputing
+from ghn_init.weights.spectral import has_spectral_norms, update_spectral_norms
+from ghn_init.weights.tiling import repeated, repeated_all
 
 
 @overload
@@ -180,42 +172,22 @@ def apply(
         GHNInitError: on any bad argument, model, input or checkpoint; the model is then exactly
             as it was.
     """
-    variant = parse_method(method, noise=noise, orth_start=orth_start, norms=norms, steps=steps)
-    given = {"images": images, "labels": labels, "source": source}
-    _check_arguments(variant, ghn, head, seed, given)
-    check_images(images, labels)
+    options = Options(
+        ghn, device, head, norms, noise, orth_start, steps, images, labels, source, state, progress,
+        seed, example_inputs, include_frozen, include_deliberate,
+    )  # fmt: skip
+    variant = options.variant(method)
     check_traceable(model)
     if variant.method.values is None and not variant.refines:
         report = untouched_report(model, variant, seed, assign(model, {}, seed))
         return (model, report) if return_report else model
-    hypernetwork, warning = _hypernetwork(variant.method, ghn, device)
-    if example_inputs is None and images is not None:
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-        example_inputs = image_inputs(model, images[:2].to("meta", dtype))
-    graph = trace(model, example_inputs)
-    own = own_values(model, seed)
-    graph = with_equalized(graph, own.parameters)
-    choices = (head, include_frozen, include_deliberate)
-    kept = kept_parameters(model, graph, hypernetwork, variant, *choices, own.parameters)
-    job = Job(
-        model,
-        graph,
-        {name: None for name in graph.shapes if name not in kept}.keys(),
-        torch.Generator().manual_seed(seed),
-        seed,
-        hypernetwork,
-        **given,
-        state=None if state is None else Path(state),
-        silent=not progress,
-        example_inputs=example_inputs,
-    )
-    processing = post_processing(variant, hypernetwork)
-    values = new_values(job, variant, processing, own.parameters)
+    prepared, own = prepare(model, variant, options)
+    values = new_values(prepared.job, variant, prepared.processing, own.parameters)
     unseen = own.unseen(values.tensors)
     own = own.without(model, values.tensors)  # what is not needed any longer frees its memory
-    notes = (*([warning] if warning else []), *assign(model, values.tensors, seed, own), *unseen)
+    notes = (*assign(model, values.tensors, seed, own), *unseen)
     buffers = (*write_buffers(model, values.buffers), *update_spectral_norms(model, values.tensors))
-    report = report_of(job, variant, processing, kept, values, buffers, notes)
+    report = prepared.report(values, buffers, *notes)
     return (model, report) if return_report else model
 
 
@@ -249,7 +221,7 @@ def predict(
         GHNInitError: on any bad argument, model, input or checkpoint; or gradients are asked for
             where no weight of the hypernetwork takes them.
     """
-    _check_choice("head", head, HEADS)
+    check_head(head)
     models = [model] if isinstance(model, nn.Module) else list(model)
     if not models:
         raise GHNInitError("model is an empty list: give at least one model.")
@@ -279,108 +251,114 @@ def predict(
 
 
 def export(
-    model: nn.Module,
+    model: nn.Module | Callable[[], nn.Module],
     path: str | os.PathLike[str],
     *,
     name: str,
     library: str = "",
     method: str | Variant = "ghn3-orth",
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str | None = None,
     **options: Any,
 ) -> Report:
-    """Initialize a model and write its state dict.
+    """Initialize a model and write its state dict, to a file or to a folder.
 
-    The file loads with `safetensors.torch.load_model` and with `load_state_dict(strict=True)`.
-    Its metadata names the model, method, checkpoint (with its sha256), seed and package version.
-    It is replaced whole or not at all. As with `safetensors.torch.save_model`, tied tensors are
-    stored once: then it loads with `load_model` only. What safetensors cannot hold (extra state,
-    sparse buffers) is not in the file, with a warning: then it loads with `strict=False`.
+    A file loads with `safetensors.torch.load_model` and with `load_state_dict(strict=True)`; a
+    folder with `huggingface_hub.load_torch_model`, and for a model of transformers with
+    `from_pretrained`. The metadata name the model, method, checkpoint (with its sha256), seed and
+    package version. What was there is replaced whole or not at all, also after a kill. As with
+    `safetensors.torch.save_model`, tied tensors are stored once: then a file loads with
+    `load_model` only. What safetensors cannot hold (extra state, sparse buffers) is not in the
+    file, with a warning: then it loads with `strict=False`.
+
+    A model larger than the memory is given as a function that builds it. It is then built, and its
+    layers are initialized and written one after the other; some GB of them are in memory at a time.
+    The tensors are the same to the bit. Not so, and built as ever, is a model that has to run or to
+    be looked at as a whole: for a method with second steps, or one without norms that keep
+    activations at one size, with spectral norms, or whose tensors share their memory in part.
 
     Arguments:
-        model: the model; it is initialized in place.
-        path: file to write, `.safetensors`.
+        model: the model, which is initialized in place; or a function without arguments that builds
+            it.
+        path: a file, whose name ends in `.safetensors`; or a folder, which is made if it is not
+            there, and may hold nothing but an earlier export.
         name: the model's name, for the metadata.
         library: where the name is from, for the metadata.
         method: as in `apply`.
+        dtype: what floating point numbers are rounded to in the file. Default: the model's.
+        max_shard_size: size of a file in a folder, in bytes or such as `"5GB"`, the default. A
+            model that is larger is split, and `model.safetensors.index.json` says where its
+            tensors are.
         options: further keyword arguments of `apply`.
 
     Raises:
-        GHNInitError: as `apply`, or the file cannot be written; a file that was there stays.
+        GHNInitError: as `apply`, a bad argument, or the file cannot be written; what was there
+            stays.
     """
-    check_safetensors_name(path)
-    with atomic_path(path) as temporary:  # refuses a bad path before the work, not after it
-        _, report = apply(model, method, **options, return_report=True)
-        metadata = {
-            "format": "pt",
-            "model": name,
-            "library": library,
-            "method": report.method,
-            "checkpoint": report.checkpoint or "",
-            "checkpoint_sha256": report.checkpoint_sha256,
-            "checkpoint_source": report.checkpoint_source,
-            "checkpoint_revision": report.checkpoint_revision or "",
-            "seed": str(report.seed),
-            "ghn_init_version": __version__,
-        }
-        missing = write_state(temporary, model.state_dict(), metadata)
-    if missing:
+    target, chosen = Target(path, dtype, max_shard_size), Options(**options)
+    about = {"format": "pt", "model": name, "library": library}
+    variant = chosen.variant(method)
+    with target.open() as files:  # refuses a bad path before the work, not after it
+        report = None
+        if not isinstance(model, nn.Module) and not variant.refines:
+            report = _export_by_layer(model, variant, chosen, files, about)
+        if report is None:
+            built = model if isinstance(model, nn.Module) else model()
+            _, report = apply(built, variant, **options, return_report=True)
+            state = built.state_dict()
+            files.begin(state, {**about, **report.metadata})
+            files.put_rest(state)
+    if files.missing:
         note = (
-            f"{', '.join(missing)}: not in the file, as safetensors holds dense tensors only; load "
-            "it with strict=False"
+            f"{', '.join(files.missing)}: not in the file, as safetensors holds dense tensors "
+            "only; load it with strict=False"
         )
         warnings.warn(note, stacklevel=2)
         report = replace(report, notes=(*report.notes, note))
     return report
 
 
-# -- arguments
-
-
-def _check_arguments(
+def _export_by_layer(
+    build: Callable[[], nn.Module],
     variant: Variant,
-    ghn: Checkpoint | None,
-    head: str,
-    seed: int,
-    given: Mapping[str, object],
-) -> None:
-    _check_choice("head", head, HEADS)
-    if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
-        raise GHNInitError(f"seed is {seed!r}: give an integer of at most 64 bits.")
-    if ghn is not None and variant.method.hypernetwork is None:
-        raise GHNInitError(f"method {variant.name!r} uses no checkpoint: leave ghn out.")
-    for name, value in given.items():
-        if value is None and name in variant.needs:
-            raise GHNInitError(f"method {variant.name!r} needs {name}: give {name}=.")
-        if value is not None and name not in variant.uses:
-            raise GHNInitError(f"method {variant.name!r} uses no {name}: leave {name} out.")
+    options: Options,
+    files: StateFiles,
+    about: Mapping[str, str],
+) -> Report | None:
+    """Write a model that is never in memory as a whole; None if it has to be.
 
+    Arguments:
+        build: builds the model.
+        variant: a method without second steps.
+        options: of `apply`.
+        files: to be written.
+        about: metadata, beside what the report says.
+    """
+    with Recomputing():
+        model = build()
+        check_traceable(model)
+        state = model.state_dict()
+        if is_on_meta(model) or has_spectral_norms(model):
+            return None
+        if variant.method.values is None:
+            report = untouched_report(model, variant, options.seed, ())
+            files.begin(state, {**about, **report.metadata})
+        else:
+            prepared, own = prepare(model, variant, options)
+            if not prepared.job.writable <= independent(model, state):
+                return None
+            shapes = prepared.job.graph.shapes
+            report = prepared.report(NewValues({}), ())
+            files.begin(state, {**about, **report.metadata})
 
-def _check_choice(what: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise GHNInitError(f"unknown {what} {value!r}: choose one of {', '.join(known)}.")
+            def store(name: str, tensor: Tensor) -> None:
+                files.put(name, repeated(tensor, shapes[name]).to(state[name].dtype))
 
-
-def _hypernetwork(
-    method: Method, ghn: Checkpoint | None, device: str | torch.device | None
-) -> tuple[GHN | None, str]:
-    """The hypernetwork that a method needs, and a warning where it is not the usual one."""
-    if method.hypernetwork is None:
-        return None, ""
-    device = None if device is None else usable_device(device)
-    warning = ""
-    if ghn is None:
-        loaded, warning = load_default(method.hypernetwork, device or "cpu")
-    elif isinstance(ghn, GHN):
-        loaded = ghn if device in (None, ghn.device) else copy.deepcopy(ghn).to(device)
-    else:
-        loaded = load_ghn(ghn, device or "cpu")
-    if (arch := loaded.config.arch) != method.hypernetwork:
-        fitting = [
-            repr(other.name)
-            for other in METHODS.values()
-            if other.hypernetwork == arch and other.orthogonal == method.orthogonal
-        ]
-        raise GHNInitError(
-            f"method {method.name!r} needs a {method.hypernetwork} checkpoint, and {loaded.name} "
-            f"is a {arch}: use method={' or '.join(fitting) or 'another'}."
-        )
-    return loaded, warning
+            values = new_values(prepared.job, variant, prepared.processing, own.parameters, store)
+            for name, tensor in values.tensors.items():
+                store(name, tensor)
+            for name, tensor in values.buffers.items():
+                files.put(name, tensor.to(state[name].dtype))
+            report = prepared.report(values, tuple(values.buffers))
+        files.put_rest(state)
+    return report

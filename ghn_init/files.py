@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import glob
 import os
@@ -17,7 +18,7 @@ from ghn_init.errors import GHNInitError
 
 _STALE = 86_400  # seconds after which a temporary file is taken for left behind by a kill
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, see rename(2)
 
 _OTHER_FORMATS = {".pt", ".pth", ".bin", ".pkl", ".ckpt", ".tar", ".joblib", ".npz", ".h5"}
 
@@ -58,19 +59,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], whole: bool = False) -> Iterator[Path]:
     """Gives an empty temporary folder, whose files are in the folder `path` once the block ends.
 
-    A folder that was not there appears in one step. In one that was, each file takes the place of
-    the one of its name, after all of them have been written and flushed; others stay. When the
-    block raises, nothing has changed.
+    A folder that was not there appears in one step. When the block raises, nothing has changed.
+
+    Arguments:
+        path: of the folder.
+        whole: what happens to a folder that was there. False: each file takes the place of the one
+            of its name, after all of them have been written and flushed; others stay. True: the new
+            folder takes its place in one step, so that at any moment, also after a kill or a power
+            cut, it has the old files or the new ones. (Where the system or the disk cannot exchange
+            two folders in a step, which Linux can on its own file systems, there is a moment in
+            which `path` is missing; both folders are then beside it, under temporary names.)
 
     Raises:
         GHNInitError: where `path` is a file or cannot be made; and for any `OSError` in the block,
             which is taken for a failure to write.
     """
-    target = Path(os.path.abspath(path))
-    temporary = target.with_name(f".{_short(target)}.{secrets.token_hex(8)}.tmp")
+    target = Path(os.path.realpath(path) if whole else os.path.abspath(path))
+    temporary = _temporary(target)
     try:
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file")
@@ -80,16 +88,43 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         files = sorted(temporary.iterdir())
         for file in files:
             _flush(file)
-        if target.exists():
+        if not target.exists():
+            os.replace(temporary, target)
+        elif whole:
+            shutil.copymode(target, temporary)
+            _exchange(temporary, target)
+        else:
             for file in files:
                 os.replace(file, target / file.name)
-        else:
-            os.replace(temporary, target)
         _flush_folder(target.parent)
     except OSError as error:
         raise _cannot_write(path, error, "folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders have each other's name."""
+    with contextlib.suppress(AttributeError):  # another system, or a C library before 2018
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+        names = os.fsencode(one), os.fsencode(other)
+        if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+            return
+    third = _temporary(other)
+    os.replace(other, third)
+    try:
+        os.replace(one, other)
+    except OSError:
+        os.replace(third, other)
+        raise
+    os.replace(third, one)
+
+
+def _temporary(target: Path) -> Path:
+    """A new name beside `target`."""
+    # Random, so that two processes that write the same do not share it; cut, so that it stays
+    # within the 255 bytes that file systems allow.
+    return target.with_name(f".{_short(target)}.{secrets.token_hex(8)}.tmp")
 
 
 def _cannot_write(path: str | os.PathLike[str], error: OSError, what: str) -> GHNInitError:
@@ -191,9 +226,7 @@ def _real_target(path: str | os.PathLike[str]) -> Path:
 
 def _create_beside(target: Path) -> Path:
     """An empty new file in the folder of `target`."""
-    # A random name, so that two processes that write the same file do not share it; cut, so that
-    # it stays within the 255 bytes that file systems allow.
-    temporary = target.with_name(f".{_short(target)}.{secrets.token_hex(8)}.tmp")
+    temporary = _temporary(target)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
 

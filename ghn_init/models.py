@@ -61,6 +61,22 @@ def create_model(
     Raises:
         GHNInitError: no such model, file or factory, no such weights, or building it fails.
     """
+    build, source = model_builder(name, library, num_classes, seed, pretrained)
+    return build(), source
+
+
+def model_builder(
+    name: str,
+    library: str | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+    pretrained: bool = False,
+) -> tuple[Callable[[], nn.Module], str]:
+    """A function that builds a model by name, the same each time it is called.
+
+    Arguments, second value and errors are those of `create_model`; what goes wrong in the building
+    is raised by the function.
+    """
     if not isinstance(name, str):
         raise GHNInitError(f"a model is given by name, not as {type(name).__name__}.")
     if library is not None and library not in LIBRARIES:
@@ -75,10 +91,11 @@ def create_model(
             raise GHNInitError(f"{name!r} has no pretrained weights that are known here.")
         path, _, factory = name.rpartition(":")
         make = functools.partial(_from_file, path, factory, keywords)
-        return _build(make, f"model {name!r}", seed), path
+        return functools.partial(_build, make, f"model {name!r}", seed), path
     source, build = _find(name, library)
     what = f"{source} model {name!r}" + " with pretrained weights" * pretrained
-    return _build(functools.partial(build, name, pretrained, **keywords), what, seed), source
+    make = functools.partial(build, name, pretrained, **keywords)
+    return functools.partial(_build, make, what, seed), source
 
 
 def _find(name: str, library: str | None) -> tuple[str, Callable[..., nn.Module]]:

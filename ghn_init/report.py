@@ -6,13 +6,14 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 
 from ghn_init.hypernetwork.encoding import class_tokens
 from ghn_init.methods.method import Job
 from ghn_init.methods.values import NewValues
 from ghn_init.methods.variants import Variant
 from ghn_init.names import abridged, grouped_by_reason
+from ghn_init.version import __version__
 from ghn_init.weights.postprocess import PostProcessing, weight_layers
 
 
@@ -70,6 +71,19 @@ class Report:
     def coverage(self) -> float:
         """Share of scalar parameters that were predicted."""
         return self._count(self.predicted) / max(1, self._count(self.shapes))
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a file of the initialized model says of its initialization."""
+        return {
+            "method": self.method,
+            "checkpoint": self.checkpoint or "",
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "checkpoint_source": self.checkpoint_source,
+            "checkpoint_revision": self.checkpoint_revision or "",
+            "seed": str(self.seed),
+            "ghn_init_version": __version__,
+        }
 
     def _count(self, names: Iterable[str]) -> int:
         return sum(math.prod(self.shapes[name]) for name in names)
@@ -138,7 +152,7 @@ def report_of(
         buffers: what was written besides.
         notes: to stand before those of the graph and of the values.
     """
-    graph, ghn = job.graph, job.hypernetwork
+    graph, ghn, written = job.graph, job.hypernetwork, values.written
     otherwise = f"kept by method {variant.name}"
     first = processing.first_layer(len(weight_layers(graph))) if processing.orth else None
     return Report(
@@ -152,27 +166,27 @@ def report_of(
         checkpoint_revision=ghn.origin.revision if ghn is not None else None,
         noise=processing.noise or None,
         orth_start=first,
-        written=tuple(values.tensors),
+        written=tuple(name for name in graph.shapes if name in written),
         buffers=buffers,
         postprocessed=values.postprocessed,
         taken=values.taken,
         left={
             name: kept.get(name) or values.left.get(name, otherwise)
             for name in graph.shapes
-            if name not in values.tensors
+            if name not in written
         },
         rank_deficient=values.rank_deficient,
-        notes=(*notes, *graph.notes, *_token_notes(job, values.tensors), *values.notes),
+        notes=(*notes, *graph.notes, *_token_notes(job, written), *values.notes),
     )
 
 
-def _token_notes(job: Job, values: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _token_notes(job: Job, written: Collection[str]) -> tuple[str, ...]:
     """Which rows of predicted positional embeddings are drawn at random."""
     return tuple(
         f"{node.param}: rows for class tokens drawn from N(0, 0.02), the others predicted"
         for node in job.graph.nodes
         if job.hypernetwork is not None
         and node.op == "pos_enc"
-        and node.param in values
+        and node.param in written
         and class_tokens(node.shape or ())
     )

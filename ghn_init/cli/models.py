@@ -22,6 +22,8 @@ from ghn_init.cli.arguments import (
 )
 
 if TYPE_CHECKING:  # heavy
+    from collections.abc import Callable
+
     from torch import nn
 
     from ghn_init.loading.upload import Upload
@@ -35,10 +37,15 @@ def add_parsers(commands: Commands) -> None:
 
 
 def _add_export(commands: Commands) -> None:
-    parser = commands.add_parser("export", help="write an initialized model to a safetensors file")
+    parser = commands.add_parser("export", help="write an initialized model to safetensors files")
     add_model(parser)
     add_num_classes(parser)
-    parser.add_argument("-o", "--output", metavar="FILE")
+    parser.add_argument("-o", "--output", metavar="PATH", help="a file, NAME.safetensors, or a "
+                        "folder, for a model of any size")  # fmt: skip
+    parser.add_argument("--max-shard-size", metavar="SIZE", help="of the files in a folder; "
+                        "default: 5GB")  # fmt: skip
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
+                        help="of floating point numbers; default: the model's")  # fmt: skip
     parser.add_argument("--push", metavar="ORG/NAME",
                         help='upload for timm.create_model("hf-hub:ORG/NAME")')  # fmt: skip
     add_upload(parser)
@@ -61,26 +68,39 @@ def _add_export(commands: Commands) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from ghn_init.errors import GHNInitError
-    from ghn_init.models import create_model
+    from ghn_init.models import model_builder
     from ghn_init.publishing import check_timm, push_model
 
     if not options.output and not options.push:
-        raise GHNInitError("give a file to write (-o FILE), or a repository (--push ORG/NAME).")
+        raise GHNInitError("give what to write (-o PATH), or a repository (--push ORG/NAME).")
+    if options.push and options.output and not options.output.endswith(".safetensors"):
+        raise GHNInitError("--push uploads one file: give -o NAME.safetensors, or leave -o out.")
     how = _upload(options) if options.push else None
-    model, library = create_model(options.model, options.library, options.num_classes, options.seed)
-    if how is not None:
-        check_timm(model, options.model)
+    build, library = model_builder(
+        options.model, options.library, options.num_classes, options.seed
+    )
+    built = build() if how is not None or options.images is not None else None
+    if built is not None and how is not None:
+        check_timm(built, options.model)
     with tempfile.TemporaryDirectory(prefix="ghn_init-") as folder:
         output = Path(options.output or Path(folder, "model.safetensors"))
-        report = _write(options, model, library, output)
+        # Where nothing else needs the model, it need not fit into memory.
+        report = _write(options, built or build, library, output)
         print(report)
         if options.output:
             print(f"written to {output}")
-        if how is not None:
-            print(f"uploaded: {push_model(model, output, options.model, report, how)}")
+        if built is not None and how is not None:
+            print(f"uploaded: {push_model(built, output, options.model, report, how)}")
 
 
-def _write(options: argparse.Namespace, model: nn.Module, library: str, output: Path) -> Report:
+def _write(
+    options: argparse.Namespace,
+    model: nn.Module | Callable[[], nn.Module],
+    library: str,
+    output: Path,
+) -> Report:
+    import torch
+
     from ghn_init.api import export
 
     return export(
@@ -89,6 +109,8 @@ def _write(options: argparse.Namespace, model: nn.Module, library: str, output: 
         name=options.model,
         library=library,
         method=options.method,
+        dtype=options.dtype and getattr(torch, options.dtype),
+        max_shard_size=options.max_shard_size,
         ghn=options.ghn,
         device=options.device,
         head=options.head,
@@ -109,8 +131,12 @@ def _upload(options: argparse.Namespace) -> Upload:
     return Upload(repository_name(options.push), **upload_options(options))
 
 
-def _given(options: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
+def _given(
+    options: argparse.Namespace, model: nn.Module | Callable[[], nn.Module]
+) -> dict[str, Any]:
     """The arguments of `apply` for methods that need more than the model."""
+    from torch import nn
+
     from ghn_init.analysis.images import folder_batch, traced
     from ghn_init.methods.running import MOST_IMAGES
     from ghn_init.methods.variants import parse_method
@@ -118,6 +144,7 @@ def _given(options: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     given = {} if options.source is None else {"source": options.source}
     if options.images is None:
         return given
+    assert isinstance(model, nn.Module)  # it was built, as there are images
     _, shape = traced(model)
     images, labels = folder_batch(options.images, shape[-1], MOST_IMAGES, options.seed)
     found = {"images": images, "labels": labels}

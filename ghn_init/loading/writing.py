@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +20,60 @@ from ghn_init.loading.readers.safetensors_files import DTYPES
 from ghn_init.loading.readers.stored import StoredTensor
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+Sizes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Of each tensor the dtype and the shape."""
+
+
+class SafetensorsFile:
+    """A safetensors file that is written tensor by tensor, in any order.
+
+    What is not written in the end is 0.
+
+    Arguments:
+        path: it is overwritten; `atomic_path` gives one that takes the place of another.
+        sizes: of each tensor the dtype and the shape.
+        metadata: text.
+
+    Raises:
+        GHNInitError: safetensors has no such type of numbers.
+        OSError: `path` cannot be written.
+    """
+
+    def __init__(self, path: Path, sizes: Sizes, metadata: Mapping[str, str]) -> None:
+        header: dict[str, object] = {"__metadata__": dict(metadata)}
+        starts, end = {}, 0
+        # Large items first, as every safetensors writer does: so all of them are aligned.
+        for name in sorted(sizes, key=lambda name: (-sizes[name][0].itemsize, name)):
+            dtype, shape = sizes[name]
+            if dtype not in _NAMES:
+                raise GHNInitError(f"tensor {name!r} is of {dtype}, which safetensors cannot store")
+            starts[name], end = end, end + math.prod(shape) * dtype.itemsize
+            offsets = [starts[name], end]
+            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._starts = {name: 8 + len(text) + start for name, start in starts.items()}
+        self._file = open(path, "wb")  # noqa: SIM115 (`__exit__` closes it)
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.truncate(8 + len(text) + end)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the tensors, in the order of the file."""
+        return tuple(self._starts)
+
+    def put(self, name: str, pieces: Iterable[torch.Tensor]) -> None:
+        """Write a tensor, which comes in pieces, one after the other."""
+        self._file.seek(self._starts[name])
+        for piece in pieces:
+            self._file.write(piece.contiguous().flatten().view(torch.uint8).numpy().data)
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -35,44 +89,9 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
         OSError: `path` cannot be written.
     """
     sizes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    _write(path, sizes, lambda name: [tensors[name].detach().cpu()], metadata)
-
-
-def write_state(
-    path: Path, state: Mapping[str, object], metadata: Mapping[str, str]
-) -> tuple[str, ...]:
-    """Writes a model's state dict to a safetensors file, as `safetensors.torch.save_model` does.
-
-    Of tensors that share a storage, the one that is all of it is written, and the metadata name it
-    for the others; `safetensors.torch.load_model` knows them by the model. What the format cannot
-    hold is left out: extra state, sparse tensors, subclasses that store numbers in their own way.
-
-    Arguments:
-        path: as in `write`.
-        state: by name.
-        metadata: text.
-
-    Returns: the names of what is left out.
-
-    Raises:
-        GHNInitError: as `write`.
-        OSError: as `write`.
-    """
-    tensors = {n: t for n, t in state.items() if isinstance(t, torch.Tensor) and _is_dense(t)}
-    whole: dict[tuple[torch.device, int], str] = {}
-    for name in sorted(tensors, reverse=True):
-        storage = tensors[name].untyped_storage()
-        if storage.nbytes() == tensors[name].numel() * tensors[name].element_size() > 0:
-            whole[storage.device, storage.data_ptr()] = name
-    kept = {n: whole.get((t.device, t.untyped_storage().data_ptr()), n) for n, t in tensors.items()}
-    others = {name: first for name, first in kept.items() if name != first}
-    write(path, {n: tensors[n] for n in tensors if n not in others}, {**others, **metadata})
-    return tuple(name for name in state if name not in tensors)
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    plain = type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
-    return plain and tensor.layout == torch.strided and not tensor.is_quantized
+    with SafetensorsFile(path, sizes, metadata) as file:
+        for name in file.names:
+            file.put(name, [tensors[name].detach().cpu()])
 
 
 def copy(
@@ -108,7 +127,9 @@ def copy(
         name: (dtype if dtype and tensor.dtype.is_floating_point else tensor.dtype, tensor.shape)
         for name, tensor in tensors.items()
     }
-    _write(path, sizes, pieces, metadata)
+    with SafetensorsFile(path, sizes, metadata) as file_:
+        for name in file_.names:
+            file_.put(name, pieces(name))
 
 
 def check_finite(tensors: Mapping[str, StoredTensor], file: Readable) -> None:
@@ -135,29 +156,3 @@ def _finite_pieces(name: str, tensor: StoredTensor, file: Readable) -> Iterable[
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether there are neither NaN nor infinite numbers in a tensor."""
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
-def _write(
-    path: Path,
-    sizes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    pieces: Callable[[str], Iterable[torch.Tensor]],
-    metadata: Mapping[str, str],
-) -> None:
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    end = 0
-    # Large items first, as every safetensors writer does: so all of them are aligned.
-    order = sorted(sizes, key=lambda name: (-sizes[name][0].itemsize, name))
-    for name in order:
-        dtype, shape = sizes[name]
-        if dtype not in _NAMES:
-            raise GHNInitError(f"tensor {name!r} is of {dtype}, which safetensors cannot store")
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        entry = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-        header[name] = entry
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            for piece in pieces(name):
-                out.write(piece.contiguous().flatten().view(torch.uint8).numpy().data)

@@ -14,8 +14,8 @@ from ghn_init.graph.isolation import plain_modes
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.methods.method import Given, Job, Method, Values
 from ghn_init.methods.variants import Variant
-from ghn_init.weights.branches import Stabilized, stabilize
-from ghn_init.weights.postprocess import PostProcessing, post_process, without_factors
+from ghn_init.weights.branches import Stabilized, is_kept_at_one_size, stabilize
+from ghn_init.weights.postprocess import PostProcessing, Store, post_process, without_factors
 from ghn_init.weights.tiling import repeated_all
 
 
@@ -34,6 +34,7 @@ class NewValues:
 
     Arguments:
         tensors: by parameter name, as `weights.assign` takes them.
+        stored: names of those that are written already.
         postprocessed: names of those that got noise, the orthogonal step, or both.
         rank_deficient: names of those that lacked full rank before the orthogonal step.
         notes: for the report.
@@ -41,6 +42,7 @@ class NewValues:
     """
 
     tensors: dict[str, Tensor]
+    stored: tuple[str, ...] = ()
     postprocessed: tuple[str, ...] = ()
     rank_deficient: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -48,17 +50,33 @@ class NewValues:
     taken: Mapping[str, str] = field(default_factory=dict)
     buffers: Values = field(default_factory=dict)
 
+    @property
+    def written(self) -> frozenset[str]:
+        """Names of all parameters that get a new value."""
+        return frozenset((*self.tensors, *self.stored))
+
 
 def new_values(
-    job: Job, variant: Variant, steps: PostProcessing, own: Mapping[str, Tensor]
+    job: Job,
+    variant: Variant,
+    steps: PostProcessing,
+    own: Mapping[str, Tensor],
+    store: Store | None = None,
 ) -> NewValues:
     """What the method gives for the parameters that may be written, post-processed and refined.
 
-    `own` is the model's own values by name.
+    Arguments:
+        job: the model.
+        variant: the method.
+        steps: the post-processing.
+        own: the model's own values by name.
+        store: takes post-processed weights as soon as they are done, as a large model's do not fit
+            into memory together; the others are small. Not where the method has second steps.
+            Default: all values are returned.
     """
     # Whatever default device the caller has set, what is drawn is drawn on the CPU.
     with plain_modes(), torch.no_grad(), torch.device("cpu"):
-        found = _first_values(job, variant, steps, own)
+        found = _first_values(job, variant, steps, own, store)
         if not variant.refines:
             return found
         refining = [step for step in variant.steps if step.method.refine]
@@ -80,7 +98,11 @@ def new_values(
 
 
 def _first_values(
-    job: Job, variant: Variant, steps: PostProcessing, own: Mapping[str, Tensor]
+    job: Job,
+    variant: Variant,
+    steps: PostProcessing,
+    own: Mapping[str, Tensor],
+    store: Store | None,
 ) -> NewValues:
     """What the method itself gives, post-processed; nothing if it leaves the model's own."""
     method = variant.method
@@ -93,14 +115,22 @@ def _first_values(
     _check_shapes(given, job.graph)
     values = {name: given[name].float() for name in job.writable if name in given}
     _check_finite(values, job, method)
-    processed = post_process(job.graph, values, steps, job.generator)
-    tensors = values | processed.tensors
+    if store is not None and not is_kept_at_one_size(job.graph):
+        store = None  # what stabilizes the model looks at all of the weights
+
+    def put(name: str, tensor: Tensor) -> None:
+        assert store is not None
+        store(name, without_factors({name: tensor}, job.graph)[name])
+
+    processed = post_process(job.graph, values, steps, job.generator, store and put, job.silent)
+    stored = processed.names if store else ()
+    tensors = {n: t for n, t in (values | processed.tensors).items() if n not in stored}
     scale = job.hypernetwork is not None
     stable = Stabilized({}, ())
     if scale or not variant.refines:  # what only warns of sizes would warn too early
         stable = stabilize(job.graph, tensors, own, scale)
     tensors = without_factors(tensors | dict(stable.tensors), job.graph)
-    return NewValues(tensors, tuple(processed.tensors), processed.rank_deficient, stable.notes)
+    return NewValues(tensors, stored, processed.names, processed.rank_deficient, stable.notes)
 
 
 def _whole_values(found: Given, job: Job, method: Method) -> NewValues:

@@ -69,15 +69,14 @@ def stabilize(
         own: the model's own values, by name.
         scale: whether to scale, or only to compare.
     """
-    branches = [b for b in branches_without_norm(graph) if b.depth >= _SHORTEST_CHAIN]
-    run = runs_without_norm(graph)
-    if not branches and max((run[i] for i in ends(graph)), default=0) < _SHORTEST_RUN:
+    if is_kept_at_one_size(graph):
         return Stabilized({}, ())
     if graph.shapes.keys() - own.keys():
         return Stabilized({}, (_UNCHECKED,))
     work = _Stabilizer(graph, values, own)
     if scale:
-        work.branches = {b.end: b for b in branches}
+        work.branches = {b.end: b for b in _long_branches(graph)}
+        run = runs_without_norm(graph)
         heads = (i for i in ends(graph) if graph.nodes[i].param not in values)
         work.before_heads = {
             i for head in heads if run[head] >= _SHORTEST_RUN for i in graph.predecessors[head]
@@ -85,6 +84,17 @@ def stabilize(
     for _ in graph.nodes:
         work.step()
     return Stabilized(work.changed, tuple(work.notes()))
+
+
+def is_kept_at_one_size(graph: Graph) -> bool:
+    """Whether norms keep the activations at one size, so that there is nothing to stabilize."""
+    run = runs_without_norm(graph)
+    longest = max((run[i] for i in ends(graph)), default=0)
+    return longest < _SHORTEST_RUN and not _long_branches(graph)
+
+
+def _long_branches(graph: Graph) -> list[Branch]:
+    return [b for b in branches_without_norm(graph) if b.depth >= _SHORTEST_CHAIN]
 
 
 class _Stabilizer:

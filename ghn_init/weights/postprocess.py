@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,14 @@ from torch import Tensor
 
 from ghn_init.devices import moved
 from ghn_init.graph.graph import WEIGHTS, Graph
+from ghn_init.progress import Progress
 from ghn_init.weights.parallel import side_by_side
 from ghn_init.weights.tiling import repeated
 
 _GRAM_BLOCK = 128
+
+_MOST_TOGETHER = 2**28
+"""Numbers in the layers that a GPU changes together."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,21 @@ class PostProcessing:
 
 @dataclass(frozen=True)
 class PostProcessed:
-    """Post-processed weights by name, and the names of those that lacked full rank before."""
+    """What was post-processed.
+
+    Arguments:
+        tensors: the weights by name, in case nothing else took them.
+        names: of the weights.
+        rank_deficient: names of those that lacked full rank before.
+    """
 
     tensors: dict[str, Tensor]
-    rank_deficient: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    rank_deficient: tuple[str, ...] = ()
+
+
+Store = Callable[[str, Tensor], None]
+"""Takes a tensor that is complete, with its name, and may be called from any thread."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,8 @@ def post_process(
     tensors: dict[str, Tensor],
     steps: PostProcessing,
     generator: torch.Generator,
+    store: Store | None = None,
+    silent: bool = True,
 ) -> PostProcessed:
     """Apply the steps to every layer from L on, except classification layers.
 
@@ -81,11 +99,14 @@ def post_process(
         tensors: predicted tensors by name; they are not changed.
         steps: what to do.
         generator: CPU generator of the noise.
+        store: takes each weight as soon as it is done, so that no more of them are in memory than
+            are worked on. Default: they are all returned.
+        silent: show no progress.
 
     Returns: the tensors that changed.
     """
     if not (steps.noise > 0 or steps.orth):
-        return PostProcessed({}, ())
+        return PostProcessed({})
     heads = classifier_weights(graph)
     late = weight_layers(graph)
     late = late[max(0, steps.first_layer(len(late)) - 1) :]
@@ -97,42 +118,63 @@ def post_process(
         for n, seed in zip(late, seeds, strict=True)
         if n in tensors
     }
-    names, found = list(layers), _changed(list(layers.values()), steps)
-    weights = {name: weight for name, (weight, _) in zip(names, found, strict=True)}
-    flags = torch.stack([lacked for _, lacked in found]).tolist() if found else []
-    return PostProcessed(weights, tuple(itertools.compress(names, flags)))
+    done: dict[str, Tensor] = {}
+    put, lock = store or done.__setitem__, threading.Lock()
+    with Progress(len(layers), "layer", silent=silent) as progress:
+
+        def change(names: Sequence[str]) -> list[Tensor]:
+            weights, lacked = _changed([layers[name] for name in names], steps)
+            with lock:
+                for name, weight in zip(names, weights, strict=True):
+                    put(name, weight)
+                progress.step(len(names))
+            return lacked
+
+        flags = _each(change, layers)
+    deficient = torch.stack(list(flags.values())).tolist() if flags else []
+    return PostProcessed(
+        {name: done[name] for name in layers if name in done},
+        tuple(layers),
+        tuple(itertools.compress(flags, deficient)),
+    )
 
 
-def _changed(layers: Sequence[_Layer], steps: PostProcessing) -> list[tuple[Tensor, Tensor]]:
-    """For each layer its new weight, and whether it lacked full rank.
+def _each(
+    change: Callable[[Sequence[str]], list[Tensor]], layers: Mapping[str, _Layer]
+) -> dict[str, Tensor]:
+    """Change all layers: a CPU several side by side; a GPU, which has room for them, those of one
+    shape together.
 
-    A CPU changes several layers side by side; a GPU, which has room for them, those of one shape
-    together.
+    Returns: for each layer what `change` gives for it.
     """
-    if not any(layer.tensor.is_cuda for layer in layers):
-        return side_by_side(
-            lambda layer: _changed_batch([layer], steps)[0], layers, lambda layer: layer.cost
+    if not any(layer.tensor.is_cuda for layer in layers.values()):
+        flags = side_by_side(
+            lambda name: change([name])[0], list(layers), lambda name: layers[name].cost
         )
-    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for i, layer in enumerate(layers):
-        alike[layer.shape].append(i)
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for members in alike.values():
-        found |= zip(members, _changed_batch([layers[i] for i in members], steps), strict=True)
-    return [found[i] for i in range(len(layers))]
+        return dict(zip(layers, flags, strict=True))
+    alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name, layer in layers.items():
+        alike[layer.shape].append(name)
+    found: dict[str, Tensor] = {}
+    for shape, names in alike.items():
+        together = max(1, _MOST_TOGETHER // math.prod(shape))
+        for start in range(0, len(names), together):
+            some = names[start : start + together]
+            found |= zip(some, change(some), strict=True)
+    return {name: found[name] for name in layers}
 
 
-def _changed_batch(layers: Sequence[_Layer], steps: PostProcessing) -> list[tuple[Tensor, Tensor]]:
-    """The same, for layers of one shape on one device."""
+def _changed(layers: Sequence[_Layer], steps: PostProcessing) -> tuple[list[Tensor], list[Tensor]]:
+    """New weights for layers of one shape on one device, and for each if it lacked full rank."""
     weights = [repeated(layer.tensor, layer.shape) for layer in layers]
     if steps.noise > 0:
         for i, layer in enumerate(layers):
             generator = torch.Generator().manual_seed(layer.seed)
             weights[i] = add_noise(weights[i], steps.noise, generator)
     if not steps.orth:
-        return [(weight, weight.new_zeros((), dtype=torch.bool)) for weight in weights]
+        return weights, [weight.new_zeros((), dtype=torch.bool) for weight in weights]
     batch, lacked = orthogonalize(weights[0][None] if len(weights) == 1 else torch.stack(weights))
-    return list(zip(batch.unbind(), lacked.unbind(), strict=True))
+    return list(batch.unbind()), list(lacked.unbind())
 
 
 def without_factors(tensors: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:

@@ -36,6 +36,11 @@ def update_spectral_norms(model: nn.Module, written: Collection[str]) -> tuple[s
     return tuple(changed)
 
 
+def has_spectral_norms(model: nn.Module) -> bool:
+    """Whether there are buffers that `update_spectral_norms` might change."""
+    return any(_normalized(model, [name for name, _ in model.named_parameters()]))
+
+
 @dataclass(frozen=True)
 class _Normalized:
     """A weight that is divided by its largest singular value.
