@@ -271,11 +271,12 @@ def export(
     `load_model` only. What safetensors cannot hold (extra state, sparse buffers) is not in the
     file, with a warning: then it loads with `strict=False`.
 
-    A model larger than the memory is given as a function that builds it. It is then built, and its
-    layers are initialized and written one after the other; some GB of them are in memory at a time.
-    The tensors are the same to the bit. Not so, and built as ever, is a model that has to run or to
-    be looked at as a whole: for a method with second steps, or one without norms that keep
-    activations at one size, with spectral norms, or whose tensors share their memory in part.
+    A model larger than the memory is given as a function that builds it. Its layers are then
+    initialized and written one after the other, with a few of them in memory at a time, and are the
+    same to the bit. That is for hypernetworks: the new values of other methods are in memory
+    together. The whole model is, too, where it has to run or to be looked at as a whole: for second
+    steps; without norms that keep activations at one size; with spectral norms; or where tensors
+    share a part of their memory.
 
     Arguments:
         model: the model, which is initialized in place; or a function without arguments that builds
@@ -334,8 +335,9 @@ def _export_by_layer(
         files: to be written.
         about: metadata, beside what the report says.
     """
-    with Recomputing():
+    with Recomputing() as memory:
         model = build()
+        memory.made()
         check_traceable(model)
         state = model.state_dict()
         if is_on_meta(model) or has_spectral_norms(model):

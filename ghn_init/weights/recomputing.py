@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _LARGE = 2**20
 """Bytes of a tensor from which it may be forgotten."""
@@ -141,9 +141,10 @@ class _Memory:
 
 
 class Recomputing(TorchDispatchMode):
-    """Large tensors that are made under it take up little memory; what reads them must be under it.
+    """Large tensors that are made under it take up little memory.
 
-    Values are to the bit what they are without it. A tensor that is written to in a way that cannot
+    Only the thread that has entered it may read them, and only under it; `made` says when no more
+    such tensors are to be made. Values are to the bit what they are without it. A tensor that is written to in a way that cannot
     be repeated keeps its memory; so do all of them where the system cannot take back a part of a
     process's memory (it is not Linux, say).
 
@@ -156,6 +157,11 @@ class Recomputing(TorchDispatchMode):
         self.most = most
         self._memories: OrderedDict[int, _Memory] = OrderedDict()  # by address; used last: last
         self._unseen = _Unseen(self)
+        self._making = True
+
+    def made(self) -> None:
+        """From now on new tensors are ordinary ones."""
+        self._making = False
 
     def __enter__(self) -> Recomputing:
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -170,7 +176,7 @@ class Recomputing(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten.empty.memory_format:
+        if func is torch.ops.aten.empty.memory_format and self._making:
             return self._empty(func, *args, **kwargs)
         if func.is_view:  # reads nothing
             return func(*args, **kwargs)
@@ -243,8 +249,9 @@ class _Unseen(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func in _WAYS:
-            for memory, tensor in self._tensors.used(args):
-                memory.fix(tensor)
+            with _disable_current_modes():  # what is done again is not to be noted again
+                for memory, tensor in self._tensors.used(args):
+                    memory.fix(tensor)
         return func(*args, **(kwargs or {}))
 
 
