@@ -260,4 +260,4 @@ def test_models_that_cannot_be_pushed(
 
 def test_export_wants_a_place(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "resnet10t"]) == 1
-    assert "give a file to write (-o FILE), or a repository" in capsys.readouterr().err
+    assert "give what to write (-o PATH), or a repository" in capsys.readouterr().err

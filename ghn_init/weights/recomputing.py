@@ -144,9 +144,9 @@ class Recomputing(TorchDispatchMode):
     """Large tensors that are made under it take up little memory.
 
     Only the thread that has entered it may read them, and only under it; `made` says when no more
-    such tensors are to be made. Values are to the bit what they are without it. A tensor that is written to in a way that cannot
-    be repeated keeps its memory; so do all of them where the system cannot take back a part of a
-    process's memory (it is not Linux, say).
+    such tensors are to be made. Values are to the bit what they are without it. A tensor that is
+    written to in a way that cannot be repeated keeps its memory; so do all of them where the system
+    cannot take back a part of a process's memory (it is not Linux, say).
 
     Arguments:
         most: bytes that the values of large tensors may take up together.
