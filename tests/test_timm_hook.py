@@ -95,7 +95,7 @@ def test_as_a_tag(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def default(arch: str, device: str) -> tuple[GHN, str]:
         return ghn_init.load_ghn(checkpoint, device), ""
 
-    monkeypatch.setattr("ghn_init.api.load_default", default)
+    monkeypatch.setattr("ghn_init.preparation.load_default", default)
     model = create_model("resnet18.ghn3-orth", num_classes=10)
     expected = ghn_init.apply(create_model("resnet18", num_classes=10), ghn=checkpoint)
     for (name, a), b in zip(model.named_parameters(), expected.parameters(), strict=True):
