@@ -24,6 +24,7 @@ from ghn_init.methods.values import NewValues, new_values
 from ghn_init.methods.variants import Variant
 from ghn_init.preparation import Checkpoint as Checkpoint
 from ghn_init.preparation import Options, check_head, prepare
+from ghn_init.progress import notice
 from ghn_init.report import Report, untouched_report
 from ghn_init.weights.assignment import assign, write_buffers
 from ghn_init.weights.equalized import with_equalized
@@ -141,7 +142,7 @@ def apply(
         source: for methods that take values from another model: that model, or its name or file.
         state: a file in which a method that takes minutes keeps how far it is: the same call goes
             on from there. Default: none.
-        progress: show the progress of such a method on stderr.
+        progress: show the progress on stderr, by layer or step, of what takes more than 2 seconds.
         seed: of the noise and of other random values. The global RNG is neither read nor changed.
         example_inputs: as in `trace`.
         include_frozen: also write parameters with `requires_grad=False`, which are left by
@@ -308,7 +309,7 @@ def export(
             _, report = apply(built, variant, **options, return_report=True)
             state = built.state_dict()
             files.begin(state, {**about, **report.metadata})
-            files.put_rest(state)
+            files.put_rest(state, not chosen.progress)
     if files.missing:
         note = (
             f"{', '.join(files.missing)}: not in the file, as safetensors holds dense tensors "
@@ -336,7 +337,8 @@ def _export_by_layer(
         about: metadata, beside what the report says.
     """
     with Recomputing() as memory:
-        model = build()
+        with notice("building the model with its own initialization ...", not options.progress):
+            model = build()
         memory.made()
         check_traceable(model)
         state = model.state_dict()
@@ -362,5 +364,5 @@ def _export_by_layer(
             for name, tensor in values.buffers.items():
                 files.put(name, tensor.to(state[name].dtype))
             report = prepared.report(values, tuple(values.buffers))
-        files.put_rest(state)
+        files.put_rest(state, not options.progress)
     return report

@@ -64,8 +64,11 @@ class _Lines:
 
 
 @contextlib.contextmanager
-def notice(text: str) -> Iterator[None]:
+def notice(text: str, silent: bool = False) -> Iterator[None]:
     """A line on stderr, if the block takes long (`DELAY`): what it waits for."""
+    if silent:
+        yield
+        return
     timer = threading.Timer(DELAY, tqdm.write, (text,), {"file": sys.stderr})
     timer.daemon = True
     timer.start()

@@ -23,6 +23,7 @@ from ghn_init.errors import GHNInitError
 from ghn_init.files import atomic_folder, atomic_path, check_safetensors_name
 from ghn_init.loading.writing import SafetensorsFile, Sizes, is_finite
 from ghn_init.names import abridged
+from ghn_init.progress import Progress
 
 _PIECE = 2**22
 """Numbers that are converted and written at a time."""
@@ -150,10 +151,12 @@ class StateFiles:
         if (file := self._files.pop(stored, None)) is not None:
             file.put(stored, self._pieces(stored, tensor))
 
-    def put_rest(self, state: Mapping[str, Any]) -> None:
-        """Write what has not been written yet."""
-        for name in list(self._files):
-            self.put(name, state[name])
+    def put_rest(self, state: Mapping[str, Any], silent: bool = True) -> None:
+        """Write what has not been written yet; if it takes long, with a progress bar."""
+        with Progress(len(self._files), "tensor", silent=silent) as progress:
+            for name in list(self._files):
+                self.put(name, state[name])
+                progress.step()
 
     def __enter__(self) -> StateFiles:
         return self
