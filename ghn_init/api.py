@@ -310,6 +310,7 @@ def export(
             state = built.state_dict()
             files.begin(state, {**about, **report.metadata})
             files.put_rest(state, not chosen.progress)
+            files.add_config(built)
     if files.missing:
         note = (
             f"{', '.join(files.missing)}: not in the file, as safetensors holds dense tensors "
@@ -365,4 +366,5 @@ def _export_by_layer(
                 files.put(name, tensor.to(state[name].dtype))
             report = prepared.report(values, tuple(values.buffers))
         files.put_rest(state, not options.progress)
+        files.add_config(model)
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import shutil
@@ -214,7 +215,7 @@ print(export(2), export(32))
 
 
 def test_what_was_forgotten_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recomputing, "_LARGE", 1)
+    monkeypatch.setattr(recomputing, "_LARGE", 4097)
     monkeypatch.setattr(recomputing, "_KEPT", 4096)
 
     def tensors() -> dict[str, Tensor]:
@@ -240,7 +241,9 @@ def test_what_was_forgotten_is_computed_again(monkeypatch: pytest.MonkeyPatch) -
         found["7"].masked_fill_(found["7"] > 1, 0.5)
         found["8"] = found["7"].clone().add_(1)
         found["9"] = torch.empty(60, 40, dtype=torch.int64).random_(0, 9)
-        found["10"] = torch.rand(3)
+        found["10"] = copy.deepcopy(found["0"])
+        found["11"] = copy.deepcopy(nn.Linear(64, 64)).weight.detach()
+        found["12"] = torch.rand(3)
         return found
 
     expected = tensors()
@@ -305,8 +308,10 @@ def test_transformers_read_a_folder(tmp_path: Path) -> None:
     kind = transformers.ViTForImageClassification
     exported(lambda: kind(config), tmp_path, ghn="embedded", max_shard_size=50_000)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    model = kind.from_pretrained(tmp_path, config=config)
+    model = kind.from_pretrained(tmp_path)
     assert same(dict(model.state_dict()), read(tmp_path))
+    exported(kind(config), tmp_path, method="rand")  # over it
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
 @pytest.mark.usefixtures("forgetful")

@@ -30,7 +30,7 @@ _PIECE = 2**22
 
 _PATTERN = "model{suffix}.safetensors"
 _INDEX = "model.safetensors.index.json"
-_NAMES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|" + re.escape(_INDEX))
+_NAMES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|config\.json")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Target:
     Arguments:
         path: a file, whose name ends in `.safetensors`, or else a folder. The folder has
             `model.safetensors`, or several files and `model.safetensors.index.json`, which says
-            where each tensor is, as `huggingface_hub` and transformers read them.
+            where each tensor is, as `huggingface_hub` and transformers read them; and
+            `config.json` if the model is one of transformers.
         dtype: what floating point numbers are rounded to. Default: they stay as they are.
         max_shard_size: of a file in the folder, in bytes or such as `"5GB"`, the default. Only a
             single tensor that is larger makes a larger one.
@@ -144,6 +145,12 @@ class StateFiles:
                 "weight_map": split.tensor_to_filename,
             }
             (self._place / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+    def add_config(self, model: nn.Module) -> None:
+        """Write the `config.json` of a model of transformers, beside files in a folder."""
+        config = getattr(model, "config", None)
+        if self._target.is_folder and callable(save := getattr(config, "save_pretrained", None)):
+            save(self._place)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write a tensor, on any device; of tied ones the first that comes."""

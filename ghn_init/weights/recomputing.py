@@ -235,7 +235,10 @@ class Recomputing(TorchDispatchMode):
             taken -= len(memory.pages)
 
 
-_WAYS = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.tolist)
+_WAYS = (
+    Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.tolist, Tensor.storage,
+    Tensor.__deepcopy__, Tensor.__reduce_ex__,
+)  # fmt: skip
 
 
 class _Unseen(TorchFunctionMode):
