@@ -63,6 +63,7 @@ def atomic_folder(path: str | os.PathLike[str], whole: bool = False) -> Iterator
     """Gives an empty temporary folder, whose files are in the folder `path` once the block ends.
 
     A folder that was not there appears in one step. When the block raises, nothing has changed.
+    What a kill leaves beside it is deleted by a later write, from a day on.
 
     Arguments:
         path: of the folder.

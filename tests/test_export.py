@@ -351,6 +351,38 @@ def test_numbers_that_are_too_large_for_the_type(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def load_into_shards(rank: int, folder: Path) -> None:
+    """As examples/integrations/README.md has it, in one of two processes."""
+    import torch.distributed as dist
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    model = timm.create_model("vit_tiny_patch16_224")
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    for file in sorted((folder / "model").glob("*.safetensors")):
+        set_model_state_dict(model, safetensors.torch.load_file(file), options=options)
+    sharded = {name: t.full_tensor() for name, t in model.state_dict().items()}  # type: ignore[attr-defined]
+    assert model.blocks[0].attn.qkv.weight.to_local().shape == (288, 192)
+    assert same(sharded, read(folder / "model"))
+    dist.destroy_process_group()
+
+
+def test_a_sharded_model_loads_a_folder(tmp_path: Path) -> None:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        pytest.skip("torch before 2.6 has fully_shard elsewhere")
+    build, _ = model_builder("vit_tiny_patch16_224")
+    exported(build, tmp_path / "model", ghn="embedded", max_shard_size="5MB")
+    torch.multiprocessing.spawn(load_into_shards, (tmp_path,), nprocs=2)
+
+
 # -- what was there
 
 

@@ -233,7 +233,9 @@ def _check_in_one_place(name: str, module: nn.Module) -> None:
     own = {name: param for name, param in module._parameters.items() if param is not None}
     parts = any(_of_a_part(type(param)) or hasattr(param, "ds_id") for param in own.values())
     if parts or _of_a_part(type(module)):  # type: ignore[arg-type]  # every class is hashable
-        raise GHNInitError(f"{name or 'model'} is sharded: apply before sharding.")
+        raise GHNInitError(
+            f"{name or 'model'} is sharded: apply before sharding, or load the files of an export."
+        )
     if hasattr(module, "_hf_hook") and any(param.is_meta for param in own.values()):
         raise GHNInitError(
             f"{name or 'model'} is offloaded by accelerate: apply before offloading."
