@@ -13,7 +13,7 @@ The classification layers start at random, and alike. The papers train the sourc
 data than the model; here both have the same images, as in DPIAT's experiments, where ResNet-14 from
 ResNet-20 had 77.5% after one epoch against 32.5% (https://arxiv.org/abs/2212.13970).
 
-It takes about 20 minutes on two cores. `--quick` shows in a minute that everything works.
+It takes 20 to 30 minutes on two cores. `--quick` shows in a minute that everything works.
 """
 
 from __future__ import annotations
