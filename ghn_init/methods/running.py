@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from ghn_init.errors import GHNInitError
 
@@ -126,9 +127,23 @@ def _hook(name: str, record: Any) -> Any:
     return hook
 
 
-def double_differentiable() -> contextlib.AbstractContextManager[None]:
-    """Attention as plain matrix products: fused kernels have no second derivative."""
-    return sdpa_kernel(SDPBackend.MATH)
+@contextlib.contextmanager
+def double_differentiable() -> Iterator[None]:
+    """In the block, what has fused kernels without a second derivative is computed plainly.
+
+    Attention is matrix products, and a hard sigmoid a clamped line.
+    """
+    with sdpa_kernel(SDPBackend.MATH), _PlainHardSigmoid():
+        yield
+
+
+class _PlainHardSigmoid(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (F.hardsigmoid, torch._C._nn.hardsigmoid):
+            return F.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -270,6 +270,23 @@ def test_ties_wrappers_and_half_precision(method: str) -> None:
     assert not is_unchanged(model, before)
 
 
+@pytest.mark.parametrize("method", ["gradinit", "nio", "metainit:batch=8"])
+def test_hard_sigmoids_have_a_second_derivative(method: str) -> None:
+    """PyTorch's kernel, which MobileNetV3 uses, has none."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.Hardsigmoid(), nn.Conv2d(8, 8, 3), nn.Hardsigmoid(inplace=True),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+        )  # fmt: skip
+        images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 4
+    given = {"images": images, "labels": labels} if "metainit" not in method else {}
+    _, report = ghn_init.apply(
+        model, method, steps=1, **given, example_inputs=images, return_report=True
+    )
+    assert report.written
+
+
 def test_head_keep_leaves_the_last_layer() -> None:
     model, (images, labels) = PlainNet(), batch()
     before = model.head.weight.clone()
