@@ -11,6 +11,7 @@ direct.py: with the same `--out` they are made once.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,9 +68,11 @@ class Taus(Result):
             for metric in metrics
         ]
         header = ("Kendall's tau", *(f"here, {truth}" for truth in self.rankings), *COLUMNS)
-        count = f"{len(first.accuracies)} networks here; the last three columns are the paper's"
+        count = len(first.accuracies)
+        about = f"{count} networks here; the last three columns are the paper's"
+        chance = f"a random order has tau 0.00 ± {by_chance(count):.2f} (standard deviation)"
         failures = [f"{metric}, {model}: {why}" for metric, model, why in first.failures]
-        return "\n".join([count, text_table(header, rows), *failures])
+        return "\n".join([about, text_table(header, rows), chance, *failures])
 
     def plot(self) -> Figure:
         """Accuracy after an epoch over the rank of each score."""
@@ -123,6 +126,11 @@ def documented(name: str) -> float:
     """Top-1 accuracy on ImageNet of torchvision's first weights, in percent."""
     weights = get_model_weights(name)["IMAGENET1K_V1"]
     return float(weights.meta["_metrics"]["ImageNet-1K"]["acc@1"])
+
+
+def by_chance(count: int) -> float:
+    """Standard deviation of Kendall's tau between random orders without ties (Kendall, 1938)."""
+    return math.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1))) if count > 1 else math.nan
 
 
 def last_line(result: Taus) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from test_direct import PAPER, SMALL
 
@@ -30,6 +34,19 @@ def test_small_scale(
     nothing_is_computed()
     assert start(*command) == first
     assert "paper (Table 13, PyTorch): ghn3xlm16 0.34" in first.splitlines()[-1]
+
+
+def test_tau_by_chance(script: Callable[[str], ModuleType]) -> None:
+    """Over all orders of five networks, and over random ones of 26."""
+    kendalltau = pytest.importorskip("scipy.stats").kendalltau
+    kendalltau = functools.partial(kendalltau, method="asymptotic")  # else it counts orders
+    orders = list(itertools.permutations(range(5)))
+    taus = [kendalltau(range(5), order).statistic for order in orders]
+    by_chance = script("nas").by_chance
+    assert by_chance(5) == pytest.approx(statistics.pstdev(taus))
+    random = np.random.default_rng(0)
+    taus = [kendalltau(range(26), random.permutation(26)).statistic for _ in range(400)]
+    assert by_chance(26) == pytest.approx(statistics.pstdev(taus), rel=0.1)
 
 
 def test_documented_accuracies(script: Callable[[str], ModuleType], shared: Path) -> None:
