@@ -62,6 +62,7 @@ def export(options: argparse.Namespace, folder: Path, whole: bool) -> dict[str, 
         ghn=options.ghn,
         dtype=getattr(torch, options.dtype),
         max_shard_size=options.max_shard_size,
+        orth_start=options.orth_start,
         progress=True,
     )
     return {
@@ -81,11 +82,12 @@ def check(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         model = model_builder(options.model)[0]()
     graph, ghn = ghn_init.trace(model), ghn_init.load_ghn(options.ghn)
     layers = weight_layers(graph)
-    names = layers[:: max(1, len(layers) // SAMPLES)]
+    names = [*layers[:: max(1, len(layers) // SAMPLES)], layers[-1]]
     # All of them: what is decoded together shares its rounding.
     (blocks,) = predict_graphs([graph], ghn, [graph.shapes.keys() - kept_head(graph, ghn, "auto")])
     blocks = {name: blocks[name] for name in names if name in blocks}
-    steps = PostProcessing(ghn_init.METHODS[METHOD].noise or 0, True, ghn.defaults.orth_start)
+    start = ghn.defaults.orth_start if options.orth_start is None else options.orth_start
+    steps = PostProcessing(ghn_init.METHODS[METHOD].noise or 0, True, start)
     expected = {name: repeated(block, graph.shapes[name]) for name, block in blocks.items()}
     expected |= post_process(graph, blocks, steps, torch.Generator().manual_seed(0)).tensors
     missing, differences = set(model.state_dict()), {}
@@ -119,6 +121,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("model", nargs="?", default="vit_7b_patch16_dinov3")
     parser.add_argument("--ghn", default="embedded")
+    parser.add_argument("--orth-start", type=float, metavar="SHARE",
+                        help="of the depth, from which layers are orthogonal; published "
+                        "checkpoints: 0.685; default: the checkpoint's")  # fmt: skip
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--max-shard-size", default="5GB")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
