@@ -306,7 +306,7 @@ def export(
             report = _export_by_layer(model, variant, chosen, files, about)
         if report is None:
             built = model if isinstance(model, nn.Module) else model()
-            _, report = apply(built, variant, **options, return_report=True)
+            _, report = apply(built, method, **options, return_report=True)
             state = built.state_dict()
             files.begin(state, {**about, **report.metadata})
             files.put_rest(state, not chosen.progress)

@@ -236,6 +236,6 @@ def _build(build: Callable[[], nn.Module], what: str, seed: int) -> nn.Module:
             return build()
         except (Exception, SystemExit) as error:  # whatever a library or a user's file raises
             kind = type(error).__name__
-            reason = (str(error).splitlines() or [f"{kind} without a message"])[0]
+            reason = (str(error).splitlines() or [kind])[0]
             reason = f"{kind}: {reason}" if isinstance(error, SystemExit) else reason
             raise GHNInitError(f"{what} cannot be built: {reason}") from error
