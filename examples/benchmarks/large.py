@@ -19,14 +19,12 @@ from typing import Any
 import torch
 from _common import in_fresh_process, table, write_json
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 import ghn_init
-from ghn_init.hypernetwork.prediction import predict_graphs
-from ghn_init.methods.kept import kept_head
-from ghn_init.models import model_builder
-from ghn_init.weights.postprocess import PostProcessing, post_process, weight_layers
-from ghn_init.weights.tiling import repeated
+from ghn_init.hypernetwork import predict_graphs
+from ghn_init.methods import kept_head
+from ghn_init.weights import PostProcessing, post_process, repeated, weight_layers
 
 SAMPLES = 6
 METHOD = "ghn3-orth"
@@ -52,12 +50,14 @@ def export(options: argparse.Namespace, folder: Path, whole: bool) -> dict[str, 
     """What `ghn-init export` does, or what it did when the model was built first (`whole`)."""
     torch.set_num_threads(options.threads)
     wall, cpu = time.perf_counter(), time.process_time()
-    build, library = model_builder(options.model)
+
+    def build() -> nn.Module:
+        return ghn_init.create_model(options.model)[0]
+
     report = ghn_init.export(
         build() if whole else build,
         folder,
         name=options.model,
-        library=library,
         method=METHOD,
         ghn=options.ghn,
         dtype=getattr(torch, options.dtype),
@@ -79,7 +79,7 @@ def check(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Read all shards, one after the other, and compute some layers again, each by itself."""
     torch.set_num_threads(options.threads)
     with torch.device("meta"):
-        model = model_builder(options.model)[0]()
+        model = ghn_init.create_model(options.model)[0]
     graph, ghn = ghn_init.trace(model), ghn_init.load_ghn(options.ghn)
     layers = weight_layers(graph)
     names = [*layers[:: max(1, len(layers) // SAMPLES)], layers[-1]]

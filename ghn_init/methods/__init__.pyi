@@ -1,3 +1,4 @@
+from .kept import kept_head as kept_head
 from .method import Given as Given
 from .method import Job as Job
 from .method import Method as Method
