@@ -40,7 +40,8 @@ def main() -> None:
         print(row, flush=True)
         found = in_fresh_process(check, options, folder)
         print(found, flush=True)
-        write_json(options.output, {**vars(options), **row, **found})
+        settings = {name: str(value) for name, value in vars(options).items()}
+        write_json(options.output, {**settings, **row, **found})
     print(table(["", "seconds", "CPU seconds", "peak GB", "on disk GB"], rows))
     if not options.keep:
         shutil.rmtree(folder)
