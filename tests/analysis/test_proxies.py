@@ -123,6 +123,8 @@ def test_jacobcov() -> None:
     """y = relu(W x): the input gradient is the sum of the rows of W that are on."""
     generator = torch.Generator().manual_seed(2)
     model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn(8, 6, generator=generator))
     x = torch.randn(4, 6, generator=generator)
     weight = model[0].weight.detach().double().numpy()
     on = (x.double().numpy() @ weight.T > 0).astype(float)
