@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub_server import set_constants
@@ -18,6 +20,14 @@ from ghn_init.methods import Method, registry
 for _name in list(os.environ):
     if _name.startswith(("HF_", "HUGGING")) or _name.upper().endswith(("_PROXY", "_OFFLINE")):
         del os.environ[_name]
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """A test draws the same numbers each time, in whatever order tests run."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
