@@ -20,6 +20,8 @@ def command(models: Path, image_folder: Path) -> list[str]:
     ]
 
 
+# Python shows users no such warnings of libraries (matplotlib 3.8 has some); pytest does.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compare(
     command: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
