@@ -436,7 +436,7 @@ import ghn_init
 from ghn_init import files
 from ghn_init.loading.writing import SafetensorsFile
 
-torch.set_num_threads(1)  # the threads of OpenMP do not live on in a fork, which would wait for them
+torch.set_num_threads(1)  # threads of OpenMP do not live on in a fork, which would wait for them
 model, old = Path(sys.argv[1], "model"), Path(sys.argv[1], "old")
 moments, last = 0, 0
 
