@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from checkpoint_files import LAYOUTS
+from hub_server import Hub, serve, turn_to
 from image_folders import ten_levels
 
 from ghn_init import GHN, GHNConfig
 from ghn_init.loading import save_checkpoint
+from ghn_init.loading.hub import REPOSITORY
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
 
@@ -92,3 +95,20 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         paths.append(folder / f"{name}.safetensors")
         save_checkpoint(paths[-1], ghn.state_dict(), ghn.config)
     return paths
+
+
+@pytest.fixture
+def published(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Hub on this machine, with the defaults of paper scale: two small seeded hypernetworks of
+    ten classes, in the layouts of the published files."""
+    files = {}
+    for name, config, layout in (
+        ("ghn2", GHNConfig("ghn2", 8, 1, 1, (16, 16, 11, 11), 10), "release"),
+        ("ghn3xlm16", GHNConfig("ghn3", 16, 2, 8, (16, 16, 11, 11), 10), "joblib"),
+    ):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            files[f"{name}.pt"] = LAYOUTS[layout](GHN(config).state_dict())
+    with serve(Hub(REPOSITORY, files)) as server:
+        turn_to(server.endpoint, tmp_path / "hub", monkeypatch, seconds=None)
+        yield

@@ -15,7 +15,7 @@ from ghn_init.cli import main as cli
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
-SHARED = ("experiment", "networks")
+SHARED = ("experiment", "networks", "training_runs")
 
 
 class ParsedError(Exception):

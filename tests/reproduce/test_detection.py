@@ -172,10 +172,10 @@ def test_penn_fudan(script: Script, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_paper_scale(start: Start, checkpoint: Path, tmp_path: Path) -> None:
-    """The same code on four photographs, with a seeded checkpoint."""
+def test_paper_scale(start: Start, published: None, tmp_path: Path) -> None:
+    """The same code on four photographs, with checkpoints from a Hub on this machine."""
     data = penn_fudan(tmp_path / "PennFudanPed")
-    printed = start("detection", "--scale", "paper", "--data", data, "--ghn", checkpoint,
+    printed = start("detection", "--scale", "paper", "--data", data,
                     "--out", tmp_path / "out", "--backbones", "resnet50", "--seeds", 1,
                     "--epochs", 1, "--pictures", 0, 2)  # fmt: skip
     line = next(line for line in printed.splitlines() if "RandInit" in line)
