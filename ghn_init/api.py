@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.graph import Graph
 from ghn_init.graph.isolation import plain_modes
-from ghn_init.graph.tracing import check_traceable, trace
+from ghn_init.graph.tracing import check_traceable, is_sharded, trace
 from ghn_init.hypernetwork.ghn import GHN
 from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.loading.load import load_ghn
@@ -160,8 +160,13 @@ def apply(
 
     A model on the meta device is given memory where the hypernetwork computes, and what is not
     predicted of it its own initialization, for which it is built again on the CPU. Of parameters
-    that share memory the first is written. A model that is sharded or offloaded is refused: apply
-    before.
+    that share memory the first is written. A model that is offloaded is refused: apply before.
+
+    A model that is spread over processes (FSDP2, FSDP1 with `use_orig_params=True`, tensor
+    parallel) is initialized where it is, if all of its processes call `apply` with the same
+    arguments: each writes its part of what one process would write, and has no more whole layers in
+    memory than it works on. If one fails, all do. What needs the whole model at once (methods that
+    run it or take images, labels or a source; spectral norms; the meta device) is refused.
 
     The same arguments give the same tensors to the bit on one kind of processor with one number of
     threads. With another, rounding differs by some 2e-7, which the orthogonal step can enlarge to
@@ -177,6 +182,11 @@ def apply(
         ghn, device, head, norms, noise, orth_start, steps, images, labels, source, state, progress,
         seed, example_inputs, include_frozen, include_deliberate,
     )  # fmt: skip
+    if is_sharded(model):
+        from ghn_init.sharded import apply_sharded  # here: it imports much of torch.distributed
+
+        report = apply_sharded(model, method, options)
+        return (model, report) if return_report else model
     variant = options.variant(method)
     check_traceable(model)
     if variant.method.values is None and not variant.refines:

@@ -79,11 +79,13 @@ def tensor_parallel(mesh: DeviceMesh) -> nn.Module:
 
 SHARDED = (whole_fsdp2, part_fsdp2, fsdp1, part_fsdp1, tensor_parallel)
 ON_CPU = SHARDED if AFTER_2_5 else (fsdp1, part_fsdp1)
+TAKEN = {whole_fsdp2, part_fsdp2, part_fsdp1, tensor_parallel} if AFTER_2_5 else set()
+"""What `apply` takes; `tests/test_sharded.py` has what it makes of them."""
 
 
 @pytest.mark.parametrize("ran", [False, True])
 @pytest.mark.parametrize("shard", SHARDED, ids=lambda f: f.__name__)
-def test_sharded_models_are_refused_and_run_on(
+def test_sharded_models_are_refused_or_taken_and_run_on(
     shard: Callable[[DeviceMesh], nn.Module], ran: bool, mesh: DeviceMesh
 ) -> None:
     model, images = shard(mesh), torch.rand(2, 3, 16, 16)
@@ -92,10 +94,15 @@ def test_sharded_models_are_refused_and_run_on(
     if ran:
         model(images)
     kinds = [(name, type(p)) for name, p in model.named_parameters()]
-    for use in (ghn_init.apply, ghn_init.trace, lambda m: ghn_init.predict(m, seeded())):
-        with pytest.raises(GHNInitError, match="apply before sharding"):
+    for use in (ghn_init.trace, lambda m: ghn_init.predict(m, seeded())):
+        with pytest.raises(GHNInitError, match="trace or predict before sharding"):
             use(model)
+    if shard not in TAKEN:
+        with pytest.raises(GHNInitError, match="apply before sharding"):
+            ghn_init.apply(model, ghn=seeded())
     assert [(name, type(p)) for name, p in model.named_parameters()] == kinds
+    if shard in TAKEN:
+        ghn_init.apply(model, ghn=seeded())
     if shard in ON_CPU:
         first = model(images)
         assert torch.equal(first, model(images))

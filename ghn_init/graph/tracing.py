@@ -27,6 +27,9 @@ _SKIPPED = (
 )
 _ON_NUMBERS = "traced on random numbers, as the forward pass depends on the numbers it computes"
 
+SHARDING = ("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed._")
+"""Starts of the names of the modules whose classes spread a model over processes."""
+
 
 def trace(model: nn.Module, example_inputs: Any = None) -> Graph:
     """Trace a model into the computational graph that a graph hypernetwork reads.
@@ -231,10 +234,10 @@ def check_traceable(model: nn.Module) -> None:
 def _check_in_one_place(name: str, module: nn.Module) -> None:
     """Refuse modules whose parameters this process does not hold, or not whole, or not as such."""
     own = {name: param for name, param in module._parameters.items() if param is not None}
-    parts = any(_of_a_part(type(param)) or hasattr(param, "ds_id") for param in own.values())
-    if parts or _of_a_part(type(module)):  # type: ignore[arg-type]  # every class is hashable
+    if _is_in_parts(module):
         raise GHNInitError(
-            f"{name or 'model'} is sharded: apply before sharding, or load the files of an export."
+            f"{name or 'model'} is sharded, which only apply takes: trace or predict before "
+            "sharding."
         )
     if hasattr(module, "_hf_hook") and any(param.is_meta for param in own.values()):
         raise GHNInitError(
@@ -249,11 +252,22 @@ def _check_in_one_place(name: str, module: nn.Module) -> None:
             )
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model is spread over processes."""
+    return isinstance(model, nn.Module) and any(map(_is_in_parts, model.modules()))
+
+
+def _is_in_parts(module: nn.Module) -> bool:
+    """Whether a module, or what it holds itself, is."""
+    own = [param for param in module._parameters.values() if param is not None]
+    parts = any(_of_a_part(type(param)) or hasattr(param, "ds_id") for param in own)
+    return parts or _of_a_part(type(module))  # type: ignore[arg-type]  # every class is hashable
+
+
 @functools.cache
 def _of_a_part(kind: type) -> bool:
     """Whether a class is for models in parts: FSDP (1 or 2), DTensor (tensor parallel) and so on.
 
     By name, so that nothing of torch.distributed is imported.
     """
-    names = ("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed._")
-    return any(cls.__module__.startswith(names) for cls in kind.__mro__)
+    return any(cls.__module__.startswith(SHARDING) for cls in kind.__mro__)

@@ -104,7 +104,7 @@ def assign(
     """
     params = dict(model.named_parameters())
     for name in tensors:
-        _check_writable(name, params[name])
+        check_writable(name, params[name])
     with (
         torch.inference_mode(False),
         torch.no_grad(),
@@ -135,7 +135,12 @@ def write_buffers(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str,
 # -- what can be written
 
 
-def _check_writable(name: str, param: Tensor) -> None:
+def check_writable(name: str, param: Tensor) -> None:
+    """Refuse a parameter that cannot be written.
+
+    Raises:
+        GHNInitError: saying why.
+    """
     problem = ""
     if param.is_inference():
         problem = "was made under torch.inference_mode(): build the model outside of it"

@@ -163,6 +163,25 @@ class Recomputing(TorchDispatchMode):
         """From now on new tensors are ordinary ones."""
         self._making = False
 
+    def given(
+        self, size: Sequence[int], dtype: torch.dtype, values: Callable[[Tensor], Any]
+    ) -> Tensor:
+        """A tensor with values from elsewhere, for use under this.
+
+        Arguments:
+            size, dtype: of the tensor.
+            values: writes its values; called when it is read after they were forgotten, and of a
+                small tensor now.
+        """
+        tensor = self._empty(torch.empty, size, dtype=dtype)
+        for memory, _ in self.used([tensor]):
+            change = _Change(values, _Part.of(tensor), (), {}, torch.default_generator, None)
+            memory.changes.append(change)
+            memory.there = memory.start = False
+            return tensor
+        values(tensor)
+        return tensor
+
     def __enter__(self) -> Recomputing:
         super().__enter__()  # type: ignore[no-untyped-call]
         self._unseen.__enter__()  # type: ignore[no-untyped-call]
