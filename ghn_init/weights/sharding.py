@@ -138,6 +138,8 @@ def _flat_parts(module: Any) -> list[tuple[nn.Parameter, Part]]:
             "FullyShardedDataParallel keeps the parameters as one flat parameter: build it with "
             f"use_orig_params=True, and without tensor parallelism; or {BEFORE}."
         )
+    if not module._handle.uses_sharded_strategy:
+        return []  # every process has all of it
     rows = zip(flat._params, flat._shapes, flat._shard_param_infos, strict=True)
     return [(param, _flat_part(module, param, shape, info)) for param, shape, info in rows]
 
