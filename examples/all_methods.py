@@ -25,7 +25,7 @@ from ghn_init import create_model, load_ghn
 from ghn_init.compare import Comparison, FineTuning, Point, compare, load_split
 
 FAMILIES = tuple(name for name in MODELS if name != "resnet50")
-LEARNED = {"gradinit": "batch=64", "nio": "batch=64", "metainit": "batch=16"}
+LEARNED = {"gradinit": "batch=32", "nio": "batch=32", "metainit": "batch=16"}
 """Methods that learn factors, with the batch that they see in a step."""
 
 HERE = Path(__file__).parent

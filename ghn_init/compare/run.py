@@ -116,7 +116,7 @@ def compare(
             tried = _Runner(
                 build, loaded, source, pretrained, data, how, memory_format, Store(None, {}), True
             )
-            return tried.initialized(variant, 0)[1]
+            return tried.initialized(variant.briefest, 0)[1]
 
         found = choose(ghn, at_hand, [variant.name for variant in variants], attempt)
         variants = tuple(dict.fromkeys((*variants, *found.variants)))
@@ -173,7 +173,7 @@ class _Runner:
         """Choose the hyperparameters of each method, then make the runs that are reported."""
         for method in methods:
             if all(job.method != self.label(method) for job in self.store.outcomes):
-                self.initialized(method, 0)  # an error is better known before the first run
+                self.initialized(method.briefest, 0)  # errors are better known before the first run
         self.store.write()
         trials = self._trials(methods, points, widen) if len(points) > 1 else {}
         outcomes = self.store.outcomes

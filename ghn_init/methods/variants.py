@@ -113,6 +113,15 @@ class Variant:
         return _in_order((*self.needs, *optional))
 
     @property
+    def briefest(self) -> Variant:
+        """The same with one step of whatever takes steps, to see whether it can be used."""
+        first, *others = (
+            _set(step, {"steps": 1}) if "steps" in step.method.settings else step
+            for step in self.steps
+        )
+        return replace(first, then=tuple(others))
+
+    @property
     def refines(self) -> bool:
         """Whether a step changes values that are there, for which the model has to run."""
         return any(step.method.refine for step in self.steps)

@@ -47,6 +47,13 @@ def test_a_label_is_read_as_the_same_method() -> None:
     assert parse_methods(",".join(labels)) == tuple(methods)
 
 
+def test_the_briefest_takes_one_step_of_each() -> None:
+    assert parse_method("gradinit:steps=50,batch=8+lsuv").briefest == parse_method(
+        "gradinit:steps=1,batch=8+lsuv:steps=1"
+    )
+    assert parse_method("ghn3-orth:noise=0").briefest == parse_method("ghn3-orth:noise=0")
+
+
 def test_settings_for_all_methods_that_have_them() -> None:
     methods = parse_methods("rand,orth,ghn3,ghn3-orth:noise=0", noise=1e-3, orth_start=5)
     assert [method.label for method in methods] == [
