@@ -122,6 +122,7 @@ def _find(name: str, library: str | None) -> tuple[str, Callable[..., nn.Module]
 
 def _check_place(name: str) -> None:
     """Refuse a place that the installed timm does not know: its own error has no message."""
+    _open("timm")  # or say that timm is missing
     timm = importlib.import_module("timm")
     try:
         timm.models.parse_model_name(name)

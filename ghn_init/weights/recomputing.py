@@ -230,7 +230,7 @@ class Recomputing(TorchDispatchMode):
         storage = torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()
         self._memories[storage.data_ptr()] = _Memory(pages)
         empty = torch.empty(0, dtype=dtype)
-        return empty.set_(storage, 0, tuple(size), _row_major(size))
+        return empty.set_(storage, 0, tuple(size), torch.empty(size, device="meta").stride())
 
     def used(self, values: Iterable[Any]) -> Iterator[tuple[_Memory, Tensor]]:
         """The large tensors among an operator's arguments, and their memory."""
@@ -275,10 +275,6 @@ class _Unseen(TorchFunctionMode):
                 for memory, tensor in self._tensors.used(args):
                     memory.fix(tensor)
         return func(*args, **(kwargs or {}))
-
-
-def _row_major(size: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(size[axis + 1 :]) for axis in range(len(size)))
 
 
 def _is_plain(tensor: Tensor) -> bool:

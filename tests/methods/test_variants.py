@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ghn_init import METHODS, GHNInitError
-from ghn_init.methods import Variant, find_method, parse_methods
+from ghn_init.methods import Variant, find_method, parse_method, parse_methods
 
 
 def variant(name: str, *args: Any, **settings: Any) -> Variant:
