@@ -10,9 +10,8 @@ units of one 2048^3 float32 matmul in the same process, so that they compare acr
 first table is the first time in a fresh process, where Python imports and the weights are read:
 from memory, if they are in the system's cache of files, or with `--cold` from the disk. If
 the packages `ghn3` and `ppuda` are importable, the published implementation is timed in the same
-run; else figures measured with it before are used. On a machine that does other work, take
-`--clock cpu --threads 1`: time of the process's CPU. (With several threads it counts their
-waiting.)
+run. On a machine that does other work, take `--clock cpu --threads 1`: time of the process's CPU.
+(With several threads it counts their waiting.)
 """
 
 from __future__ import annotations
@@ -73,14 +72,6 @@ SUM = ("trace", "graph", "predict", "assign")
 """The stages that the published implementation's figures are about."""
 
 NEEDED = ("decoder", "graph network", "reading")
-
-PUBLISHED_UNITS = {
-    "xl": dict(zip(MODELS, (65.0, 57.0, 140.0, 130.0, 112.0), strict=True)),
-    "t": dict(zip(MODELS, (5.0, 10.4, 18.8, 4.9, 1.1), strict=True)),
-}
-PUBLISHED_PEAK_MB = {"xl": 7500}
-DECODER_GFLOP = dict(zip(MODELS, (72, 52, 91, 48, 9), strict=True))
-"""Measured with the published implementation; the last are counted for GHN-3-XL's decoder."""
 
 START = 0.685
 
@@ -199,8 +190,6 @@ def measure(
     if published is not None:
         row["published_seconds"] = published.seconds(options, name)
         row["published_units"] = {k: v / unit for k, v in row["published_seconds"].items()}
-    elif set(SUM) <= set(options.stages) and name in PUBLISHED_UNITS.get(options.ghn, {}):
-        row["published_units"] = {"before": PUBLISHED_UNITS[options.ghn][name]}
     return row
 
 
@@ -388,7 +377,7 @@ def comparison(rows: list[dict[str, Any]], stages: list[str]) -> str:
         ):
             needs += [None, None] if math.isnan(needed) else [needed, row["units"] / needed]
         found = row.get("published_units", {})
-        counted = {"before", "trace+graph", "predict+assign"} if whole else {"trace+graph"}
+        counted = {"trace+graph", "predict+assign"} if whole else {"trace+graph"}
         published = sum(units for part, units in found.items() if part in counted)
         cells.append(
             [
