@@ -28,11 +28,9 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Ten
         stride: of the output.
         dilation: distance between the positions that a kernel reads.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-    own = x.device.type == "cpu" and x.dtype == torch.bfloat16 and torch.is_grad_enabled()
-    if own:
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # else conv2d does it itself
+        x, weight = (t.to(torch.get_autocast_dtype("cpu")) for t in (x, weight))
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and torch.is_grad_enabled():
         result: Tensor = _DepthwiseConv.apply(x, weight, stride, dilation)
         return result
     return _forward(x, weight, stride, dilation)
