@@ -19,9 +19,9 @@ from _common import config, table
 from torch import Tensor
 
 from ghn_init import GHN
-from ghn_init.train import MetaBatches, Widths, sample
-from ghn_init.train.networks.nets import TargetNetwork
-from ghn_init.train.parallel import Predictor
+from ghn_init.hypernetwork import predict_graphs
+from ghn_init.train import MetaBatches, Network, Widths, sample
+from ghn_init.weights import repeated
 
 SIZES = ("t", "s", "l", "xl")
 GIB = 1 << 30
@@ -33,7 +33,8 @@ def main() -> None:
     for meta_batch in options.meta_batch:
         nets = [sample("train", i) for i in range(meta_batch * options.draws)]
         batches = MetaBatches(nets, meta_batch, Widths(), 0, 1000, 224)
-        drawn = [[network for _, network in batches[step]] for step in range(options.draws)]
+        steps = [[n for _, n in batches[step]] for step in range(options.draws)]
+        drawn = [[n for n in networks if isinstance(n, Network)] for networks in steps]
         passes = {id(n): bytes_of_pass(n, options.batch_size) for ns in drawn for n in ns}
         for size in SIZES:
             with torch.device("meta"):
@@ -48,17 +49,22 @@ def main() -> None:
     print(table(header, rows))
 
 
-def bytes_of_step(ghn: GHN, networks: Sequence[TargetNetwork], passes: Mapping[int, int]) -> int:
+def bytes_of_step(ghn: GHN, networks: Sequence[Network], passes: Mapping[int, int]) -> int:
     """What the predictions and one target network's pass take, of a process's networks."""
     predicted: list[dict[str, Tensor]] = []
     known = {p.untyped_storage()._cdata for p in ghn.parameters()}
     graphs = [network.graph for network in networks]
-    kept = saved(lambda: predicted.extend(Predictor(ghn)(graphs)), known)
+
+    def predict() -> None:
+        for tensors, graph in zip(predict_graphs(graphs, ghn), graphs, strict=True):
+            predicted.append({n: repeated(t, graph.shapes[n]) for n, t in tensors.items()})
+
+    kept = saved(predict, known)
     tensors = sum(tensor.nbytes for each in predicted for tensor in each.values())
     return kept + 2 * tensors + max(passes[id(network)] for network in networks)
 
 
-def bytes_of_pass(network: TargetNetwork, batch_size: int) -> int:
+def bytes_of_pass(network: Network, batch_size: int) -> int:
     """What a target network keeps of its forward pass, but for its parameters."""
     shapes = network.graph.shapes
     params = {n: torch.empty(s, device="meta").requires_grad_() for n, s in shapes.items()}
