@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, load_model
+from timm.utils import update_summary
 
 import ghn_init
 from ghn_init.compare import Point
@@ -66,7 +67,6 @@ def test_the_best_point(script: Script) -> None:
 
 def test_summary_of_a_run_that_was_stopped(script: Script, tmp_path: Path) -> None:
     """Written by timm's own function, as train.py calls it."""
-    update_summary = pytest.importorskip("timm.utils").update_summary
     path, accuracies = tmp_path / "summary.csv", [11.5, 20.25, 33.0, 41.0]
     for epoch, header in ((0, True), (1, False), (2, False), (2, True), (3, False)):
         top1 = 1.0 if header and epoch == 0 else accuracies[epoch]
