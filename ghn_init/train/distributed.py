@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from ghn_init.errors import GHNInitError
+
+_PATIENCE = timedelta(minutes=10)
+"""For which processes that have started wait for the others."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +114,47 @@ def start(device: str | None = None) -> Iterator[World]:
     except (RuntimeError, AssertionError) as error:
         raise GHNInitError(f"cannot compute on {kind!r}: {str(error).splitlines()[0]}.") from error
     if size > 1:
+        backend = "nccl" if where.type == "cuda" else "gloo"
         with together():
-            dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+            store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+            own = unused(store, rank, size)
+            dist.init_process_group(backend, store=own, rank=rank, world_size=size)
     world = World(rank, size, where)
     yield world
     if size > 1:  # not after an error: closing waits for processes that may be gone
         world.wait()  # one that closes while another still sends can leave it hanging (torch 2.4)
         dist.destroy_process_group()
+
+
+def unused(store: Store, rank: int, size: int) -> Store:
+    """A part of the processes' common store that no earlier start of them has written to.
+
+    torchrun has one store for all its restarts (torch 2.14). In it a process would find the
+    addresses of those that have died, and could wait for them for half an hour. So the main process
+    chooses a new name, and tells it to those that ask now.
+
+    Arguments:
+        store: which all processes share.
+        rank, size: number of this process, and of all.
+
+    Raises:
+        RuntimeError: a process did not ask in time.
+    """
+    name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"asks/{rank}", name)
+        name = store.get(f"answer/{name}").decode()
+        store.set(f"has heard/{name}/{rank}", "")
+        return PrefixStore(name, store)
+    end = time.monotonic() + _PATIENCE.total_seconds()
+    for other in range(1, size):
+        while not store.check([f"has heard/{name}/{other}"]):
+            if time.monotonic() > end:
+                raise RuntimeError(f"process {other} did not come")
+            if store.check([f"asks/{other}"]):  # perhaps one that has died: then it asks again
+                store.set(f"answer/{store.get(f'asks/{other}').decode()}", name)
+            time.sleep(0.01)
+    return PrefixStore(name, store)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ghn_init.images import Batch, load_images
 from ghn_init.train.config import TrainConfig
-from ghn_init.train.distributed import World
+from ghn_init.train.distributed import World, unused
 from ghn_init.train.init import initialize
 from ghn_init.train.networks.nets import load_nets
 from ghn_init.train.parallel import predictor
@@ -97,11 +98,7 @@ def interrupted(arguments: list[str], folder: Path, restarts: int, moment: float
 
 
 def check_restarts(config: TrainConfig, tmp_path: Path, moments: int) -> None:
-    """Whichever rank dies, and whenever: torchrun starts again, and nothing can be told.
-
-    Seen once in three runs: gloo waits for connections when torchrun starts it again, until its own
-    time of half an hour is over (torch 2.14, in `connectFullMesh`).
-    """
+    """Whichever rank dies, and whenever: torchrun starts again, and nothing can be told."""
     whole = tmp_path / "whole"
     assert interrupted(command(config, whole), tmp_path, 0, 0.0, rank=-1) == 0
     expected = metrics(whole)
@@ -113,10 +110,27 @@ def check_restarts(config: TrainConfig, tmp_path: Path, moments: int) -> None:
         assert metrics(out) == expected, k
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes in /proc")
+def test_torchrun_restarts_a_run_whose_rank_died(config: MakeConfig, tmp_path: Path) -> None:
+    check_restarts(config(steps=12), tmp_path, moments=1)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes in /proc")
 def test_a_rank_may_die_at_any_moment(config: MakeConfig, tmp_path: Path) -> None:
     check_restarts(config(steps=40), tmp_path, moments=20)
+
+
+def test_a_restart_finds_nothing_of_the_start_before() -> None:
+    """torchrun keeps one store for all restarts, with the addresses of processes that have died."""
+    store = dist.HashStore()
+    for start in range(2):
+        store.set("asks/1", "a process that has died")
+        with ThreadPoolExecutor() as pool:
+            main, other = pool.map(lambda rank: unused(store, rank, 2), range(2))
+        assert not main.check(["address"]), start
+        other.set("address", str(start))
+        assert main.get("address") == str(start).encode()
 
 
 def test_one_process_is_not_wrapped(config: MakeConfig) -> None:
