@@ -36,19 +36,33 @@ from ghn_init.methods import parse_method
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROWS: Mapping[str, tuple[str, str | None, str | None]] = {
+Text = tuple[str, str | None, str | None]
+
+BASELINES: Mapping[str, Text] = {
     "rand": ("own initialization", "60.6 ± 0.5", "61.6"),
     "orth": ("orthogonal", "60.7 ± 0.3", "61.1"),
     "orth:orth_start=0.685": ("orthogonal from L on", "60.2 ± 0.8", None),
-    "ghn": ("predicted", "61.8 ± 0.3", "61.8 (ghn2), 72.9 (ghn3xlm16)"),
-    "ghn-orth": ("and noise, and orthogonal step", "65.6 ± 0.2", None),
-    "ghn-orth:noise=0": ("without the noise", "65.0 ± 0.4", None),
-    "ghn:noise=3e-05": ("without the orthogonal step", "61.4 ± 0.2", None),
-    "ghn-orth:orth_start=1": ("L: the first layer", None, None),
-    "ghn-orth:orth_start=0.685": ("L: 68.5% of the depth, ResNet-50's 37", None, None),
 }
-"""Methods (`ghn` for each hypernetwork's), what they are, and their accuracies with ResNet-50 on
-CIFAR-10: in the second paper (Table 1 and Section 5, with GHN-2), and in Table 7 of GHN-3's."""
+"""Methods, what they are, and their accuracies with ResNet-50 on CIFAR-10: in the second paper
+(Table 1 and Section 5, with GHN-2), and in Table 7 of GHN-3's."""
+
+PREDICTED: Mapping[str, Text] = {
+    "{ghn}": ("predicted", "61.8 ± 0.3", "61.8 (ghn2), 72.9 (ghn3xlm16)"),
+    "{ghn}-orth": ("and noise, and orthogonal step", "65.6 ± 0.2", None),
+    "{ghn}-orth:noise=0": ("without the noise", "65.0 ± 0.4", None),
+    "{ghn}:noise=3e-05": ("without the orthogonal step", "61.4 ± 0.2", None),
+    "{ghn}-orth:orth_start=1": ("L: the first layer", None, None),
+    "{ghn}-orth:orth_start=0.685": ("L: 68.5% of the depth, ResNet-50's 37", None, None),
+}
+"""The same of each hypernetwork, `ghn2` or `ghn3`."""
+
+
+def predicted(arch: str) -> dict[str, Text]:
+    """The rows of a hypernetwork."""
+    return {name.format(ghn=arch): text for name, text in PREDICTED.items()}
+
+
+ROWS = {**BASELINES, **predicted("ghn2"), **predicted("ghn3")}
 
 
 @dataclass(frozen=True)
@@ -147,7 +161,7 @@ class FewShot(Result):
         for model, by_method in self.found.items():
             rows = []
             for method, one in by_method.items():
-                about, *paper = ROWS[general(method)]
+                about, *paper = ROWS[method]
                 how, point = one.setting, one.row.point
                 rows.append([method, about, how.optimizer, how.epochs, how.image_size, point.lr,
                              point.weight_decay, mean_std(one.row.accuracies), *paper])  # fmt: skip
@@ -197,11 +211,10 @@ def main() -> None:
     if options.epochs:  # each length once
         grid = tuple(dict.fromkeys(replace(setting, epochs=options.epochs) for setting in grid))
     loaded = list(hypernetworks(options).values())
-    methods = [name for name in ROWS if not name.startswith("ghn")]
+    methods = list(BASELINES)
     for ghn in loaded:
-        usual = f"ghn-orth:orth_start={ghn.defaults.orth_start}"  # that row is there
-        predicted = [name for name in ROWS if name.startswith("ghn") and name != usual]
-        methods += [name.replace("ghn", ghn.config.arch, 1) for name in predicted]
+        usual = f"{ghn.config.arch}-orth:orth_start={ghn.defaults.orth_start}"  # that row is there
+        methods += [name for name in predicted(ghn.config.arch) if name != usual]
     options.out.mkdir(parents=True, exist_ok=True)
     runs = Runs(protocol, grid, {ghn.config.arch: ghn for ghn in loaded}, options)
     found = {
@@ -289,11 +302,6 @@ def data(source: str, scale: str, size: int, images: tuple[int, int, int], devic
     split = split_images(train, test, *images)
     parts = (split.train, split.validation, split.test)
     return Split(*(on_device(part, device) for part in parts))
-
-
-def general(method: str) -> str:
-    """A method's row: `ghn-orth` for `ghn3-orth` and `ghn2-orth`."""
-    return method.replace("ghn3", "ghn").replace("ghn2", "ghn")
 
 
 def last_line(result: FewShot) -> str:
