@@ -176,8 +176,15 @@ def test_decoder_interpolates_larger_kernels() -> None:
     torch.testing.assert_close(larger, expected)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("costs", [{}, {"_READ_AGAIN": -1}, {"_CALL": -math.inf}])
 @pytest.mark.parametrize("config", [GHN3, GHN2])
-def test_decoder_decodes_several_sizes_at_once(config: GHNConfig) -> None:
+def test_decoder_decodes_several_sizes_at_once(
+    config: GHNConfig, costs: dict[str, float], grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By pieces (with gradients, or where reading is dear), by size, or all as the largest."""
+    for name, cost in costs.items():
+        monkeypatch.setattr(f"ghn_init.hypernetwork.decoder.{name}", cost)
     decoder = make(config).decoder
     generator = torch.Generator().manual_seed(2)
     sizes = [
@@ -189,8 +196,9 @@ def test_decoder_decodes_several_sizes_at_once(config: GHNConfig) -> None:
         (16, 16, 1, 1),
     ]
     wanted = [(torch.randn(n + 1, 16, generator=generator), s) for n, s in enumerate(sizes)]
-    for one, weight in zip(wanted, decoder(wanted), strict=True):
-        torch.testing.assert_close(weight, decoder([one])[0])
+    with torch.set_grad_enabled(grad):
+        for one, weight in zip(wanted, decoder(wanted), strict=True):
+            torch.testing.assert_close(weight, decoder([one])[0])
 
 
 def test_decoder_decodes_more_sizes_than_it_cuts() -> None:

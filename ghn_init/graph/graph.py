@@ -130,20 +130,19 @@ class Graph:
 
         0 where there is no path, or none within `MAX_DISTANCE` (virtual edges, GHN-2 paper).
         """
-        import torch  # here, so that what only names primitives is imported without it
+        import numpy as np  # here, so that what only names primitives is imported without them
+        import torch
 
         n = len(self.nodes)
-        unreached = torch.iinfo(torch.int16).max - 1
-        to_node = torch.full(
-            (n, n), unreached, dtype=torch.int16, device="cpu"
-        )  # [j, i]: from i to j
-        predecessors = self.predecessors
-        for j in range(n):
-            if predecessors[j]:
-                torch.amin(to_node[predecessors[j]], dim=0, out=to_node[j])
-                to_node[j].add_(1).clamp_(max=unreached)
-            to_node[j, j] = 0
-        return to_node.masked_fill_(to_node > MAX_DISTANCE, 0).T.contiguous()
+        unreached = 2**14  # paths that begin at no node are as long as that, and longer
+        to_node = np.full((n, n), unreached, np.int16 if n < unreached else np.int32)
+        np.fill_diagonal(to_node, 0)
+        for j, before in enumerate(self.predecessors):  # [j, i]: from i to j
+            row = to_node[j, :j]
+            for i in before:
+                np.minimum(row, to_node[i, :j] + 1, out=row)
+        found = torch.from_numpy(to_node)
+        return found.masked_fill_(found > MAX_DISTANCE, 0).T.to(torch.int16).contiguous()
 
     @cached_property
     def predecessors(self) -> list[list[int]]:

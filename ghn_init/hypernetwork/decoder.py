@@ -2,13 +2,13 @@
 
 A decoder can produce a tensor of `max_shape` for every node. Only the channels and kernel
 positions that a layer uses are computed, and the weights of all layers are decoded together: the
-last linear map has most of a hypernetwork's parameters, and each is read once.
+last linear map has most of a hypernetwork's parameters, and of a large one each is read once.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -25,8 +25,20 @@ as one of 16."""
 
 _NARROWEST = 16
 
+_READ_AGAIN = 2**28
+"""Bytes of the last map that are read more than once, rather than to cut it into pieces."""
+
+_READING = 8
+"""Reading a row of the last map takes as long as multiplying it with so many columns."""
+
+_CALL = 4e6
+"""A product takes as long as so many of its multiplications, however few it has."""
+
 Size = tuple[int, int, int, int]
 """(out, in, height, width) of a weight."""
+
+_Channels = tuple[int, int]
+"""(out, in) of a weight."""
 
 
 class PositionMaps(nn.Module):
@@ -83,6 +95,8 @@ class ConvDecoder(nn.Module):
 
         Returns: for each size, `(N, out, in, height, width)`.
         """
+        if not wanted:
+            return []
         kernels = [(min(h, self.kernel), min(w, self.kernel)) for _, (_, _, h, w) in wanted]
         columns = self._hidden([x for x, _ in wanted], kernels)
         weights = self._channels(columns, [size[:2] for _, size in wanted])
@@ -125,21 +139,39 @@ class ConvDecoder(nn.Module):
     ) -> list[Tensor]:
         """Last linear map, for the channels in use: `(M, 8d)` -> `(out, M, in)` for each size.
 
-        Where there are many different sizes, some are rounded up to a larger one, and the channels
-        that are too many are dropped. Sizes that are then equal are computed together.
+        Some sizes are rounded up to a larger one, and the channels that are too many are dropped.
+        Sizes that are then equal are computed together.
         """
-        outs, ins = _rounded([out for out, _ in sizes]), _rounded([in_ for _, in_ in sizes])
+        weight, bias = self._last_map()
+        lengths = [len(x) for x in columns]
+        larger = _joined(sizes, lengths, weight.shape[2])
+        read = [math.prod(size) for size in set(larger.values())]
+        again = (sum(read) - max(read)) * weight[0, 0].nbytes
+        by_pieces = again > _READ_AGAIN or torch.is_grad_enabled()
+        larger = _rounded(sizes) if by_pieces else larger
         members: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for k, (out, in_) in enumerate(sizes):
-            members[outs[out], ins[in_]].append(k)
+        for k, size in enumerate(sizes):
+            members[larger[size]].append(k)
         joined = [torch.cat([columns[k] for k in ks]) for ks in members.values()]
+        if by_pieces:
+            wholes = self._by_pieces(joined, list(members))
+        else:
+            wholes = [
+                _shorter_products(x, weight[:out, :in_], bias[:out, :in_])
+                for x, (out, in_) in zip(joined, members, strict=True)
+            ]
         found: dict[int, Tensor] = {}
-        for ks, whole in zip(members.values(), self._by_pieces(joined, list(members)), strict=True):
-            parts = whole.split([len(columns[k]) for k in ks], dim=1)
+        for ks, whole in zip(members.values(), wholes, strict=True):
+            parts = whole.split([lengths[k] for k in ks], dim=1)
             for k, part in zip(ks, parts, strict=True):
                 out, in_ = sizes[k]
                 found[k] = part[:out, :, :in_]
         return [found[k] for k in range(len(sizes))]
+
+    def _last_map(self) -> tuple[Tensor, Tensor]:
+        """Weight `(C, C, 8d)` and bias `(C, C)` of the last linear map."""
+        weight, bias = (p.unflatten(0, (self.channels, -1)) for p in self.conv[2].parameters())
+        return weight, bias
 
     def _by_pieces(
         self, columns: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
@@ -160,7 +192,7 @@ class ConvDecoder(nn.Module):
         Pieces are views of the map: in inference they are not copied, in training their gradients
         are put together once.
         """
-        weight, bias = (p.unflatten(0, (self.channels, -1)) for p in self.conv[2].parameters())
+        weight, bias = self._last_map()
         strips: list[list[Tensor]] = [[] for _ in sizes]
         widest_first = sorted(range(len(sizes)), key=lambda k: -sizes[k][1])
         for out_end, rows, shift in _cut(weight, bias, 0, {out for out, _ in sizes}):
@@ -179,14 +211,36 @@ class ConvDecoder(nn.Module):
         return [torch.cat(parts) for parts in strips]
 
 
-def _rounded(sizes: Sequence[int]) -> dict[int, int]:
-    """Numbers of channels -> the same or larger ones, of which there are at most `_MOST_ENDS`."""
-    distinct = set(sizes)
-    if len(distinct) <= _MOST_ENDS:
-        return {size: size for size in distinct}
-    largest = max(distinct)
-    step = max(_NARROWEST, -(-largest // _MOST_ENDS))
-    return {size: min(-(-size // step) * step, largest) for size in distinct}
+def _rounded(sizes: Sequence[_Channels]) -> dict[_Channels, _Channels]:
+    """Sizes -> the same or larger ones, with at most `_MOST_ENDS` numbers of out and of in."""
+    ends = []
+    for distinct in map(set, zip(*sizes, strict=True)):
+        largest = max(distinct)
+        step = max(_NARROWEST, -(-largest // _MOST_ENDS)) if len(distinct) > _MOST_ENDS else 1
+        ends.append({size: min(-(-size // step) * step, largest) for size in distinct})
+    outs, ins = ends
+    return {(out, in_): (outs[out], ins[in_]) for out, in_ in sizes}
+
+
+def _joined(
+    sizes: Sequence[_Channels], lengths: Sequence[int], depth: int
+) -> dict[_Channels, _Channels]:
+    """Sizes -> the same or larger ones: larger where that costs less than a product more.
+
+    Arguments:
+        sizes, lengths: of weights, and the columns that each is decoded from.
+        depth: of the map.
+    """
+    columns: Counter[_Channels] = Counter()
+    for size, length in zip(sizes, lengths, strict=True):
+        columns[size] += length
+    found: dict[_Channels, _Channels] = {}
+    for size in sorted(columns, key=math.prod, reverse=True):
+        around = [other for other in found.values() if other[0] >= size[0] and other[1] >= size[1]]
+        nearest, rows = min(around, key=math.prod, default=size), math.prod(size)
+        in_vain = columns[size] * (math.prod(nearest) - rows)
+        found[size] = nearest if in_vain < rows * _READING + _CALL / depth else size
+    return found
 
 
 def _cut(

@@ -185,11 +185,13 @@ def _decode(
     sizes = [recipe.size(ghn.config.channels) for recipe, _ in batch]
     wanted = [(x, size) for x, size in zip(rows, sizes, strict=True) if size]
     weights = iter(ghn.decoder(wanted))
-    for (recipe, targets), x, size in zip(batch, rows, sizes, strict=True):
+    others = [(part[0], x) for part, x, size in zip(batch, rows, sizes, strict=True) if not size]
+    vectors = _vectors(ghn, others)
+    for (recipe, targets), size in zip(batch, sizes, strict=True):
         if size:
             yield targets, (_weight(ghn, next(weights), recipe, seed),)
         else:
-            yield targets, _vectors(ghn, x, recipe)
+            yield targets, next(vectors)
 
 
 def _weight(ghn: GHN, decoded: Tensor, recipe: _Recipe, seed: int) -> Tensor:
@@ -203,15 +205,19 @@ def _weight(ghn: GHN, decoded: Tensor, recipe: _Recipe, seed: int) -> Tensor:
     return weight.reshape(*weight.shape[:3], *shape[2:])
 
 
-def _vectors(ghn: GHN, x: Tensor, recipe: _Recipe) -> tuple[Tensor, ...]:
-    """`(N, d)` features of nodes with one recipe -> `(N, out)` vectors; two for norms."""
-    vectors = ghn.decoder_1d(x)
-    if recipe.kind == "class_bias":
-        return (cut(normalize_bias(ghn.bias_class(vectors[:, 1])), recipe.shape),)
-    bias = cut(normalize_bias(vectors[:, 1]), recipe.shape)
-    if recipe.kind == "bias":
-        return (bias,)
-    return cut(normalize_norm_weight(vectors[:, 0]), recipe.shape), bias
+def _vectors(ghn: GHN, groups: Sequence[tuple[_Recipe, Tensor]]) -> Iterator[tuple[Tensor, ...]]:
+    """`(N, d)` features of nodes for each recipe -> `(N, out)` vectors; two for norms."""
+    if not groups:
+        return
+    lengths = [len(x) for _, x in groups]
+    weights, biases = ghn.decoder_1d(torch.cat([x for _, x in groups])).unbind(1)
+    kinds = normalize_norm_weight(weights), normalize_bias(biases), biases
+    parts = zip(*(kind.split(lengths) for kind in kinds), strict=True)
+    for (recipe, _), (weight, bias, before) in zip(groups, parts, strict=True):
+        if recipe.kind == "class_bias":
+            bias = normalize_bias(ghn.bias_class(before))
+        vectors = (weight, bias) if recipe.kind == "norm" else (bias,)
+        yield tuple(cut(vector, recipe.shape) for vector in vectors)
 
 
 def _positional(decoded: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
