@@ -13,15 +13,22 @@ def published_shapes(config: GHNConfig) -> dict[str, tuple[int, ...]]:
         "embed.weight": (15, d),
         "shape_enc.embed_channel.weight": (_channel_rows(classes), d // 4),
         "shape_enc.embed_spatial.weight": (_kernel_rows(s), d // 4),
-        "decoder.fc.0.weight": (s, s, 4 * d, d),
-        "decoder.fc.0.bias": (s, s, 4 * d),
-        **_linear("decoder.conv.0", 8 * d, 4 * d),
-        **_linear("decoder.conv.2", c * c, 8 * d),
-        **_linear("decoder.class_layer_predictor.1", classes, c),
-        **_linear("decoder_1d.fc.0", 2 * d, d),
-        **_linear("decoder_1d.fc.2", 2 * c, 2 * d),
-        **_linear("bias_class.1", classes, c),
     }
+    if config.rank:
+        shapes |= _linear("decoder.mlp.fc.0", 4 * d, d) | _linear("decoder.mlp.fc.2", 8 * d, 4 * d)
+        shapes |= _linear("decoder.mlp.fc.4", 2 * config.rank**2, 8 * d)
+        shapes |= _linear("decoder.l2", config.rows, config.rank)
+    else:
+        shapes |= {
+            "decoder.fc.0.weight": (s, s, 4 * d, d),
+            "decoder.fc.0.bias": (s, s, 4 * d),
+            **_linear("decoder.conv.0", 8 * d, 4 * d),
+            **_linear("decoder.conv.2", c * c, 8 * d),
+            **_linear("decoder.class_layer_predictor.1", classes, c),
+            **_linear("decoder_1d.fc.0", 2 * d, d),
+            **_linear("decoder_1d.fc.2", 2 * c, 2 * d),
+            **_linear("bias_class.1", classes, c),
+        }
     if config.final_layernorm:
         shapes |= _norm("ln", d)
     kinds = {"ghn3": _graphormer_shapes, "ghn2": _gated_shapes, "mlp": _mlp_shapes}

@@ -61,13 +61,14 @@ def loss(model: nn.Module, ghn: GHN, graph: ghn_init.Graph) -> Tensor:
     return nn.functional.cross_entropy(functional_call(model, tensors, images), labels)
 
 
-@pytest.mark.parametrize("arch", ["ghn3", "ghn2"])
-def test_gradients_are_finite_differences(model: nn.Module, arch: str) -> None:
+@pytest.mark.parametrize(("arch", "rank"), [("ghn3", 0), ("ghn2", 0), ("ghn3", 4)])
+def test_gradients_are_finite_differences(model: nn.Module, arch: str, rank: int) -> None:
     """Along random directions, in double precision but for the tensors (float32) in between."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         heads, layers = (2, 2) if arch == "ghn3" else (1, 1)
-        ghn = GHN(GHNConfig(arch, 8, layers, heads, (8, 8, 3, 3), 5)).double()
+        sizes = {"rank": rank, "rows": 24 if rank else 0}
+        ghn = GHN(GHNConfig(arch, 8, layers, heads, (8, 8, 3, 3), 5, **sizes)).double()
     graph = ghn_init.trace(model, torch.zeros(2, 3, 9, 9))
     model.double()
     parameters = list(ghn.parameters())

@@ -54,6 +54,7 @@ def some_graph() -> Graph:
         GHNConfig("ghn3", 8, 1, 4, (4, 4, 3, 3), 7, final_layernorm=False),
         GHNConfig("ghn2", 32, 1, 1, (64, 64, 16, 16), 3, virtual_edges=False),
         GHNConfig("mlp", 16, 2, 1, (16, 16, 11, 11), 10),
+        GHNConfig("ghn3", 64, 3, 8, (2048, 2048, 16, 16), 100, rank=32, rows=2048 * 16),
     ],
 )
 def test_state_dict_has_the_published_names_and_shapes(config: GHNConfig) -> None:
@@ -79,10 +80,13 @@ def test_state_dict_has_the_published_names_and_shapes(config: GHNConfig) -> Non
         {"max_shape": (16, 16, 3)},
         {"max_shape": (16, 16, 0, 0)},
         {"max_shape": (10**9, 10**9, 3, 3)},
+        {"rank": -1},
+        {"rank": 10**6, "rows": 64},
+        {"rows": 64},
     ],
 )
 def test_sizes_that_no_hypernetwork_has(changes: dict[str, Any]) -> None:
-    words = r"arch|heads|hidden|layers|num_classes|max_shape|kernel|channels"
+    words = r"arch|heads|hidden|layers|num_classes|max_shape|kernel|channels|rank|rows"
     with pytest.raises(GHNInitError, match=words):
         replace(GHN3, **changes)
 

@@ -18,6 +18,8 @@ _LARGEST = {
     "channels": 1 << 14,
     "kernel": 1 << 10,
     "num_classes": 1 << 20,
+    "rank": 1 << 12,
+    "rows": 1 << 24,
 }
 """Far above anything published: a damaged file must not ask for tables of any size."""
 
@@ -37,6 +39,10 @@ class GHNConfig:
         num_classes: outputs of the classification layer it was trained to predict.
         final_layernorm: whether a layer norm follows the last graph layer.
         virtual_edges: whether GHN-2 sends messages along shortest paths too (GHN-2 paper, Eq. 4).
+        rank: r of the low-rank decoder of LoGAH, for which `C` is only the most channels that are
+            decoded; 0 for the decoder of GHN-3 and GHN-2.
+        rows: K of the low-rank decoder: the most channels times height (or width) of a kernel, at
+            least `2 * C`; 0 without one.
 
     Raises:
         GHNInitError: when it is made, if no hypernetwork can have these sizes.
@@ -50,6 +56,8 @@ class GHNConfig:
     num_classes: int
     final_layernorm: bool = True
     virtual_edges: bool = True
+    rank: int = 0
+    rows: int = 0
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -58,8 +66,16 @@ class GHNConfig:
             raise GHNInitError(f"max_shape is {self.max_shape!r:.80}: give (C, C, S, S).")
         for name, largest in _LARGEST.items():
             size = getattr(self, name)
-            if type(size) is not int or not 1 <= size <= largest:
-                raise GHNInitError(f"{name} is {size!r:.80}: give an int from 1 to {largest:,}.")
+            least = 0 if name in ("rank", "rows") else 1
+            if type(size) is not int or not least <= size <= largest:
+                raise GHNInitError(
+                    f"{name} is {size!r:.80}: give an int from {least} to {largest:,}."
+                )
+        if self.rows < 2 * self.channels if self.rank else self.rows:
+            raise GHNInitError(
+                f"rows is {self.rows}, with a rank of {self.rank} and {self.channels} channels: "
+                "give twice the channels or more, and 0 without a rank."
+            )
         if self.hidden_size % 4 or self.hidden_size % self.heads:
             raise GHNInitError(
                 f"a hidden size of {self.hidden_size} and {self.heads} heads do not go together: "

@@ -17,6 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghn_init.hypernetwork.config import GHNConfig
+from ghn_init.hypernetwork.encoding import shape4
+
+VECTORS = ("norm", "bias", "class_bias")
+"""Kinds of parameters with one dimension; the others are weight, position and class_weight."""
 
 _MOST_ENDS = 24
 """In how many places the channels of the last map are cut at most. No model of torchvision needs
@@ -85,6 +89,24 @@ class ConvDecoder(nn.Module):
         self.fc = nn.ModuleList([PositionMaps(d, s)])
         self.conv = nn.Sequential(nn.Linear(4 * d, 8 * d), nn.ReLU(), nn.Linear(8 * d, c * c))
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(c, config.num_classes))
+
+    def size(self, kind: str, shape: tuple[int, ...]) -> Size | None:
+        """Of what is decoded for a parameter; None for one that another decoder decodes.
+
+        Arguments:
+            kind: `"weight"`, `"position"`, `"class_weight"`, or one of `VECTORS`.
+            shape: of the parameter.
+        """
+        if kind in VECTORS:
+            return None
+        if kind == "class_weight":
+            return self.channels, min(shape[1], self.channels), 1, 1
+        out, in_, height, width = shape4(shape, kind == "position")
+        return min(out, self.channels), min(in_, self.channels), height, width
+
+    def numbers(self, size: Size) -> int:
+        """How many are in memory at a time for a weight of this size."""
+        return math.prod(size)
 
     def forward(self, wanted: Sequence[tuple[Tensor, Size]]) -> list[Tensor]:
         """Decode weights of several sizes at once.

@@ -22,6 +22,9 @@ from ghn_init.hypernetwork.encoding import (
 )
 from ghn_init.hypernetwork.ghn2 import GatedGNN
 from ghn_init.hypernetwork.graphormer import Graphormer, NodeMLP
+from ghn_init.hypernetwork.low_rank import LowRankDecoder
+
+Decoder = ConvDecoder | LowRankDecoder
 
 
 class ShapeEncoder(nn.Module):
@@ -42,6 +45,8 @@ class ShapeEncoder(nn.Module):
 
 class GHN(nn.Module):
     """A graph hypernetwork: GHN-3 (Knyazev et al., 2023) or GHN-2 (Knyazev et al., 2021).
+
+    With a rank it has the decoder of LoGAH (Zhou et al., 2024) for all parameters.
 
     Its state dict has the names of the published checkpoints, and their shapes but for the
     decoder's first map: `decoder.fc.0.*.movedim(2, 0).flatten(0, 2)` is the published one.
@@ -76,6 +81,9 @@ class GHN(nn.Module):
             self.gnn = NodeMLP(d, config.layers)
         if config.final_layernorm:
             self.ln = nn.LayerNorm(d)
+        if config.rank:
+            self.decoder: Decoder = LowRankDecoder(config)
+            return
         self.decoder = ConvDecoder(config)
         self.decoder_1d = VectorDecoder(d, config.channels)
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(config.channels, config.num_classes))

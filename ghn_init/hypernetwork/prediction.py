@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,15 @@ from torch import Tensor
 from ghn_init.devices import moved
 from ghn_init.graph.graph import NORMS, WEIGHTS, Graph, Node
 from ghn_init.hypernetwork.decoder import (
-    Size,
+    VECTORS,
+    ConvDecoder,
     cut,
     normalize_bias,
     normalize_norm_weight,
     normalize_weight,
 )
 from ghn_init.hypernetwork.encoding import class_tokens, shape4
-from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.hypernetwork.ghn import GHN, Decoder
 from ghn_init.weights.tiling import repeated
 
 _TOKEN_STD = 0.02
@@ -42,15 +42,6 @@ class _Recipe:
 
     kind: str
     shape: tuple[int, ...]
-
-    def size(self, channels: int) -> Size | None:
-        """Of what a decoder of so many channels decodes for it; None for vectors."""
-        if self.kind == "class_weight":
-            return channels, min(self.shape[1], channels), 1, 1
-        if self.kind not in ("weight", "position"):
-            return None
-        out, in_, height, width = shape4(self.shape, self.kind == "position")
-        return min(out, channels), min(in_, channels), height, width
 
 
 @dataclass(frozen=True)
@@ -92,7 +83,7 @@ def predict_graphs(
     starts = [0, *itertools.accumulate(map(len, graphs))]
     predicted: list[dict[str, Tensor]] = [{} for _ in graphs]
     groups = _groups(graphs, wanted or [None] * len(graphs))
-    for batch in _batches(groups, ghn.config.channels):
+    for batch in _batches(groups, ghn.decoder):
         for targets, tensors in _decode(ghn, features, starts, batch, seed):
             columns = [tensor.unbind() for tensor in tensors]
             for target, *values in zip(targets, *columns, strict=True):
@@ -132,13 +123,14 @@ def _groups(
 
 
 def _batches(
-    groups: dict[_Recipe, list[_Target]], channels: int
+    groups: dict[_Recipe, list[_Target]], decoder: Decoder
 ) -> Iterator[list[tuple[_Recipe, list[_Target]]]]:
     """The groups, cut so that what is computed at a time stays small next to a large model."""
     batch: list[tuple[_Recipe, list[_Target]]] = []
     room = _MAX_VALUES
     for recipe, targets in groups.items():
-        values = math.prod(recipe.size(channels) or (1,))
+        size = decoder.size(recipe.kind, recipe.shape)
+        values = decoder.numbers(size) if size else 1
         count = max(1, _MAX_VALUES // values)
         for start in range(0, len(targets), count):
             part = targets[start : start + count]
@@ -182,16 +174,18 @@ def _decode(
     index = [starts[t.graph] + t.index for _, targets in batch for t in targets]
     chosen = features[moved(torch.tensor(index, dtype=torch.long), features.device)]
     rows = chosen.split([len(targets) for _, targets in batch])
-    sizes = [recipe.size(ghn.config.channels) for recipe, _ in batch]
+    sizes = [ghn.decoder.size(recipe.kind, recipe.shape) for recipe, _ in batch]
     wanted = [(x, size) for x, size in zip(rows, sizes, strict=True) if size]
-    weights = iter(ghn.decoder(wanted))
+    decoded = iter(ghn.decoder(wanted))
     others = [(part[0], x) for part, x, size in zip(batch, rows, sizes, strict=True) if not size]
     vectors = _vectors(ghn, others)
     for (recipe, targets), size in zip(batch, sizes, strict=True):
-        if size:
-            yield targets, (_weight(ghn, next(weights), recipe, seed),)
-        else:
+        if not size:
             yield targets, next(vectors)
+        elif recipe.kind in VECTORS:
+            yield targets, _pairs(next(decoded), recipe)
+        else:
+            yield targets, (_weight(ghn, next(decoded), recipe, seed),)
 
 
 def _weight(ghn: GHN, decoded: Tensor, recipe: _Recipe, seed: int) -> Tensor:
@@ -199,7 +193,7 @@ def _weight(ghn: GHN, decoded: Tensor, recipe: _Recipe, seed: int) -> Tensor:
     shape = recipe.shape
     if recipe.kind == "position":
         return _positional(decoded, shape, seed)
-    if recipe.kind == "class_weight":
+    if recipe.kind == "class_weight" and isinstance(ghn.decoder, ConvDecoder):
         decoded = ghn.decoder.classifier(decoded[..., 0, 0])
     weight = cut(normalize_weight(decoded, shape), shape[:2])
     return weight.reshape(*weight.shape[:3], *shape[2:])
@@ -218,6 +212,13 @@ def _vectors(ghn: GHN, groups: Sequence[tuple[_Recipe, Tensor]]) -> Iterator[tup
             bias = normalize_bias(ghn.bias_class(before))
         vectors = (weight, bias) if recipe.kind == "norm" else (bias,)
         yield tuple(cut(vector, recipe.shape) for vector in vectors)
+
+
+def _pairs(decoded: Tensor, recipe: _Recipe) -> tuple[Tensor, ...]:
+    """`(N, 2n, 1, 1, 1)` vectors of a low-rank decoder -> `(N, out)`; two for norms."""
+    weight, bias = decoded.view(len(decoded), 2, -1).unbind(1)
+    norm = [normalize_norm_weight(weight)] if recipe.kind == "norm" else []
+    return tuple(cut(vector, recipe.shape) for vector in (*norm, normalize_bias(bias)))
 
 
 def _positional(decoded: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:

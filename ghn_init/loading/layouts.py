@@ -13,18 +13,20 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.config import Defaults, GHNConfig
+from ghn_init.hypernetwork.encoding import channel_table
 from ghn_init.hypernetwork.ghn import without_weights
 from ghn_init.loading.metadata import (
     HISTORY_KEYS,
     check_config,
     check_released_config,
     read_defaults,
+    said_config,
 )
 from ghn_init.loading.readers.files import Readable, file_size, read_exactly
 from ghn_init.loading.readers.headers import is_safetensors
@@ -44,6 +46,12 @@ _COMPRESSED = (  # how files begin that joblib writes with compression: gzip, bz
     *(b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"),
 )
 _TOP_LEVEL = ("centrality_embed_in", "centrality_embed_out", "input_dist_embed")
+_LOW_RANK = "decoder.l2.weight"
+_MOST = 1 << 31  # of a number that is said
+_UNUSED = re.compile(
+    r"(module\.)?(decoder\.(l1|seq\.1)|decoder_1d\.0|bias_class\.1)\.(weight|bias)"
+)
+"""Tensors of LoGAH's files that nothing is computed with, or that are there under another name."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,8 @@ def _read_pickled(layout: str, read: Callable[[Readable], object], file: Readabl
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
             raise GHNInitError(f"it is no checkpoint: {str(name)[:80]!r} in it is not a tensor")
+    if any(name.removeprefix("module.") == _LOW_RANK for name in found):
+        found = {name: tensor for name, tensor in found.items() if not _UNUSED.fullmatch(name)}
     _check_total(found.values(), file)
     return Contents(layout, cast("dict[str, StoredTensor]", found), {}, extras)
 
@@ -145,7 +155,8 @@ def read_weights(file: Readable) -> Weights:
     """
     contents = read_contents(file)
     tensors = _rename(contents.tensors)
-    config = infer_config({name: tensor.shape for name, tensor in tensors.items()})
+    said = said_config(contents.metadata, contents.extras)
+    config = infer_config({name: tensor.shape for name, tensor in tensors.items()}, said)
     shapes = expected_shapes(config)
     tensors = {name: _in_shape(tensor, shapes.get(name)) for name, tensor in tensors.items()}
     check_state({name: (t.shape, t.dtype) for name, t in tensors.items()}, config)
@@ -194,17 +205,22 @@ def _by_position(tensor: StoredTensor, height: int, width: int, outputs: int) ->
     )
 
 
-def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> GHNConfig:
+def infer_config(
+    shapes: Mapping[str, tuple[int, ...]], said: Mapping[str, Any] | None = None
+) -> GHNConfig:
     """The configuration that follows from the sizes of a state dict (canonical names).
 
+    Arguments:
+        shapes: of its tensors.
+        said: what its file says of the configuration, for what no tensor of a low-rank decoder
+            shows: the largest shape and the number of classes.
+
     Raises:
-        GHNInitError: these are not the tensors of a GHN-3 or GHN-2.
+        GHNInitError: these are not the tensors of a GHN-3, GHN-2 or LoGAH, or too little is said.
     """
     hidden = _size(shapes, "embed.weight", 1)
-    channels = math.isqrt(_size(shapes, "decoder.conv.2.weight", 0))
-    first = shapes.get("decoder.fc.0.weight", ())
-    maps = math.prod(first[:3]) if len(first) == 4 else _size(shapes, "decoder.fc.0.weight", 0)
-    kernel = math.isqrt(maps // max(1, 4 * hidden))
+    low_rank = _LOW_RANK in shapes
+    sizes = _said_sizes(shapes, said or {}) if low_rank else _decoder_sizes(shapes, hidden)
     gated = any(name.startswith("gnn.gru.") for name in shapes)
     numbers = [re.match(r"gnn\.(\d{1,3})\.", name) for name in shapes]
     layers = max((int(number[1]) + 1 for number in numbers if number), default=0)
@@ -214,20 +230,49 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> GHNConfig:
     # The papers' rule is 16 heads where d > 64, else 8; the bias of the edge term has one entry a
     # head, which also holds for hypernetworks of other sizes.
     heads = 1 if gated or not attends else _size(shapes, "gnn.0.attn.proj_e.2.weight", 0)
-    classes = _size(shapes, "decoder.class_layer_predictor.1.weight", 0)
     try:
         return GHNConfig(
             arch="ghn2" if gated else "ghn3" if attends else "mlp",
             hidden_size=hidden,
             layers=1 if gated else layers,
             heads=heads,
-            max_shape=(channels, channels, kernel, kernel),
-            num_classes=classes,
+            **sizes,
             final_layernorm="ln.weight" in shapes,
             virtual_edges=not gated or any(name.startswith("gnn.mlp_ve.") for name in shapes),
         )
     except GHNInitError as error:
         raise GHNInitError(f"damaged: its sizes are not those of any GHN: {error}") from error
+
+
+def _decoder_sizes(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> dict[str, Any]:
+    """The sizes that the tensors of the decoder of GHN-3 and GHN-2 show."""
+    channels = math.isqrt(_size(shapes, "decoder.conv.2.weight", 0))
+    first = shapes.get("decoder.fc.0.weight", ())
+    maps = math.prod(first[:3]) if len(first) == 4 else _size(shapes, "decoder.fc.0.weight", 0)
+    kernel = math.isqrt(maps // max(1, 4 * hidden))
+    classes = _size(shapes, "decoder.class_layer_predictor.1.weight", 0)
+    return {"max_shape": (channels, channels, kernel, kernel), "num_classes": classes}
+
+
+def _said_sizes(shapes: Mapping[str, tuple[int, ...]], said: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of a low-rank decoder: of its tensors, and what the file says."""
+    if any(name.startswith("decoder_1d.") for name in shapes):
+        raise GHNInitError(
+            "its vectors have a decoder of their own (use_1d_decoder), which is not supported"
+        )
+    max_shape: Any = said.get("max_shape")
+    classes: Any = said.get("num_classes")
+    four = isinstance(max_shape, tuple | list) and len(max_shape) == 4
+    numbers = [*max_shape, classes] if four else []
+    if not numbers or not all(type(n) is int and 0 < n < _MOST for n in numbers):
+        raise GHNInitError(
+            "it is a LoGAH that does not say its largest shape and number of classes. Give the "
+            "file that its training wrote, which has a `config` beside the `state_dict`"
+        )
+    if _size(shapes, "shape_enc.embed_channel.weight", 0) > len(channel_table(classes)) + 1:
+        raise GHNInitError("it is a LoGAH of language models, whose layers ghn_init does not have")
+    rows, rank = (_size(shapes, _LOW_RANK, axis) for axis in (0, 1))
+    return {"max_shape": tuple(max_shape), "num_classes": classes, "rank": rank, "rows": rows}
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int) -> int:
@@ -239,7 +284,7 @@ def _size(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int) -> int:
 
 def _no_ghn(shapes: Mapping[str, tuple[int, ...]]) -> GHNInitError:
     return GHNInitError(
-        f"it is no GHN-3 or GHN-2: it holds tensors like {_some(sorted(shapes))}. Give the "
+        f"it is no GHN-3, GHN-2 or LoGAH: it holds tensors like {_some(sorted(shapes))}. Give the "
         "checkpoint of a hypernetwork, not of a model"
     )
 

@@ -105,18 +105,32 @@ def read_defaults(metadata: Mapping[str, str]) -> Defaults:
         raise GHNInitError(f"damaged: the defaults in its metadata are {text[:200]!r}") from error
 
 
-def check_config(metadata: Mapping[str, str], config: GHNConfig) -> None:
-    """Our own files say their configuration; it must be the one that the tensors have."""
-    text = metadata.get(CONFIG_KEY, "{}")
+def said_config(metadata: Mapping[str, str], extras: Mapping[str, object]) -> Mapping[str, Any]:
+    """The configuration that a file says, ours or the authors' trainer's. It may be nonsense.
+
+    Arguments:
+        metadata: of a safetensors file.
+        extras: what a file of `torch.save` holds beside the tensors.
+    """
+    found = _own_config(metadata) if CONFIG_KEY in metadata else extras.get("config")
+    return found if isinstance(found, dict) else {}
+
+
+def _own_config(metadata: Mapping[str, str]) -> object:
     try:
-        found = json.loads(text)
+        return json.loads(metadata.get(CONFIG_KEY, "{}"))
     except (ValueError, RecursionError) as error:
         raise GHNInitError("damaged: the configuration in its metadata is not JSON") from error
+
+
+def check_config(metadata: Mapping[str, str], config: GHNConfig) -> None:
+    """Our own files say their configuration; it must be the one that the tensors have."""
+    found = _own_config(metadata)
     actual = json.loads(_config_text(config))
     if not isinstance(found, dict) or not found.items() <= actual.items():
         raise GHNInitError(
-            f"the configuration in its metadata ({text[:200]}) is not that of its tensors "
-            f"({_config_text(config)})"
+            f"the configuration in its metadata ({metadata[CONFIG_KEY][:200]}) is not that of its "
+            f"tensors ({_config_text(config)})"
         )
 
 
@@ -131,6 +145,8 @@ def check_released_config(found: object, config: GHNConfig) -> None:
         "max_shape": config.max_shape,
         "weight_norm": True,
     }
+    if config.rank:
+        known |= {"lora_r": config.rank, "max_ck_lora": config.rows}
     if config.arch == "ghn2":
         known["ve"] = config.virtual_edges
     else:

@@ -9,6 +9,7 @@ from ghn_init.errors import GHNInitError
 from ghn_init.hypernetwork.config import GHNConfig
 from ghn_init.hypernetwork.decoder import ConvDecoder, PositionMaps
 from ghn_init.hypernetwork.ghn import GHN
+from ghn_init.hypernetwork.low_rank import LowRankDecoder
 from ghn_init.loading.load import load_ghn
 from ghn_init.seeds import seed_of
 from ghn_init.train.config import TrainConfig
@@ -36,6 +37,8 @@ def initialize(config: TrainConfig, num_classes: int) -> GHN:
         for module in ghn.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
+        if isinstance(ghn.decoder, LowRankDecoder):
+            return ghn  # products of two factors are small by themselves
         _small(ghn.decoder_1d.fc[2])
         _small(ghn.decoder.class_layer_predictor[1])
         if config.parametrization == "mup":
