@@ -21,6 +21,9 @@ from ghn_init.graph.isolation import isolated_rng
 
 LIBRARIES = ("timm", "torchvision", "transformers")
 
+_SIZE = {"timm": "img_size", "torchvision": "image_size"}
+"""What a library's models call the size of their images, where they take one."""
+
 _TIMM_PLACES = ("hf-hub:", "hf_hub:", "local-dir:")
 """What begins a name that tells timm where a model's configuration is."""
 
@@ -71,11 +74,15 @@ def model_builder(
     num_classes: int | None = None,
     seed: int = 0,
     pretrained: bool = False,
+    image_size: int | None = None,
 ) -> tuple[Callable[[], nn.Module], str]:
     """A function that builds a model by name, the same each time it is called.
 
-    Arguments, second value and errors are those of `create_model`; what goes wrong in the building
-    is raised by the function.
+    Other arguments, second value and errors are those of `create_model`; what goes wrong in the
+    building is raised by the function.
+
+    Arguments:
+        image_size: of a model of timm or torchvision, where it takes one. Default: its own.
     """
     if not isinstance(name, str):
         raise GHNInitError(f"a model is given by name, not as {type(name).__name__}.")
@@ -95,6 +102,8 @@ def model_builder(
     source, build = _find(name, library)
     what = f"{source} model {name!r}" + " with pretrained weights" * pretrained
     make = functools.partial(build, name, pretrained, **keywords)
+    if image_size is not None and source in _SIZE:
+        make = functools.partial(_sized, make, {_SIZE[source]: image_size})
     return functools.partial(_build, make, what, seed), source
 
 
@@ -118,6 +127,27 @@ def _find(name: str, library: str | None) -> tuple[str, Callable[..., nn.Module]
     hint = f" Did you mean {', '.join(close)}?" if close else ""
     where = library or "timm nor torchvision"
     raise GHNInitError(f"no model {name!r} in {where}.{hint}")
+
+
+def _sized(build: Callable[..., nn.Module], size: dict[str, int]) -> nn.Module:
+    """A model for images of a size; one that takes none is built without."""
+    try:
+        return build(**size)
+    except TypeError as error:
+        if next(iter(size)) not in str(error):
+            raise
+        return build()
+
+
+def model_names(library: str) -> list[str]:
+    """The names of all models of timm or torchvision.
+
+    Raises:
+        GHNInitError: the library is another one, or cannot be imported.
+    """
+    if library not in _SIZE:
+        raise GHNInitError(f"{library!r} has no list of models: give {' or '.join(_SIZE)}.")
+    return _open(library)[0]
 
 
 def _check_place(name: str) -> None:

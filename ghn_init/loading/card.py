@@ -118,8 +118,10 @@ def _recipe(run: Run) -> Iterator[tuple[str, str]]:
     size = training.get("image_size")
     shape = [f"{size} x {size} pixels"] if size else []
     yield "data", ", ".join([f"`{training.get('data')}`", *counts, *shape])
-    nets = f"{data['architectures']:,} of " if "architectures" in data else ""
-    yield "architectures", f"{nets}`{training.get('space')}` (`{training.get('nets')}`)"
+    count = f"{data['architectures']:,} of " if "architectures" in data else ""
+    spaces = f"`{training.get('space')}` (`{training['nets']}`)" if training.get("nets") else ""
+    models = f"`{training['models']}`" if training.get("models") else ""
+    yield "architectures", count + " and ".join(filter(None, (spaces, models)))
     if training.get("start_from"):
         yield "trained further from", f"`{training['start_from']}`"
     yield "steps", " of ".join(str(n) for n in (run.step, training.get("steps")) if n is not None)

@@ -66,13 +66,18 @@ class TrainConfig:
     """A training run (GHN-3 paper, Section 5; defaults from there where it gives them).
 
     Arguments:
-        nets: folder of architectures, as `ghn-init train make-nets` or DeepNets-1M has it.
         data: folder with train/<class>/<image> and test/ or val/; or torchvision:NAME:PATH.
         steps: length of the run.
+        nets: folder of architectures, as `ghn-init train make-nets` or DeepNets-1M has it; not
+            needed where there are models.
+        models: of timm or torchvision, to train on beside the architectures or in their place, as
+            `timm:resnet*,regnetx_002,torchvision:resnet18`; a * stands for anything.
+        max_model_params: models with more parameters are left out.
         image_size: height and width of the images, in pixels.
         holdout: training images held out for choosing, evenly over the classes.
         space: of the architectures.
-        share: chance of an architecture to be one of the zoo, where there are both.
+        share: chance of an architecture to be one of the zoo or of the models, where there are
+            others too.
         num_nets: use only the first N architectures of each space; by default all.
         start_from: train this checkpoint further, given by name or path; by default the first
             weights are random.
@@ -113,9 +118,11 @@ class TrainConfig:
         patience: steps in a row without a finite loss after which the run stops.
     """
 
-    nets: str
     data: str
     steps: Count
+    nets: str | None = None
+    models: str | None = None
+    max_model_params: Count = 30_000_000
     image_size: Annotated[int, Range(8)] = 32
     holdout: Whole = 0
     space: Annotated[str, OneOf(SPACES)] = "deepnets"
@@ -155,6 +162,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raises `GHNInitError` for values that no run can have."""
         check(self)
+        if self.nets is None and self.models is None:
+            raise GHNInitError("there is nothing to train on: give --nets, --models, or both.")
         self.ghn(num_classes=2)  # which checks that its sizes go together
         if self.batch_size == 1 and self.image_size < _TINY:
             raise GHNInitError(

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,8 @@ from ghn_init.errors import GHNInitError
 
 _PATIENCE = timedelta(minutes=10)
 """For which processes that have started wait for the others."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,14 @@ class World:
             with together():
                 dist.all_reduce(tensor)
         return tensor
+
+    def gather(self, found: T) -> list[T]:
+        """What each of the processes has found, in their order."""
+        everything = [found] * self.size
+        if self.size > 1:
+            with together():
+                dist.all_gather_object(everything, found)
+        return everything
 
     def any(self, asked: bool) -> bool:
         """Whether it is true in one of the processes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ghn_init.errors import GHNInitError
-from ghn_init.images.batches import Batch
+from ghn_init.images.batches import Batch, Images
 from ghn_init.images.split import load_images
 from ghn_init.schedule import warmup_cosine
 from ghn_init.train.config import TRAIN_SPLITS, Schedule, TrainConfig
@@ -21,6 +21,7 @@ from ghn_init.train.distributed import World
 from ghn_init.train.init import initialize
 from ghn_init.train.interruption import Interruption
 from ghn_init.train.logging import Logger
+from ghn_init.train.networks.library import load_models
 from ghn_init.train.networks.nets import Net, TargetNetwork, load_nets
 from ghn_init.train.optimizer import make_optimizer
 from ghn_init.train.parallel import predictor
@@ -51,9 +52,12 @@ def train(config: TrainConfig, out: Path, world: World, schedule: Schedule | Non
     """
     if config.meta_batch < world.size:
         raise GHNInitError(f"meta_batch must be at least {world.size}, one for each process.")
-    folder = RunFolder(out, config)
+    folder, schedule = RunFolder(out, config), schedule or Schedule()
+    if world.is_main:
+        folder.check_config()  # before what takes long
+    images, nets = _sources(config, world, schedule.quiet or not world.is_main)
     with folder.in_use() if world.is_main else contextlib.nullcontext():
-        trainer = Trainer(config, folder, world, schedule or Schedule())
+        trainer = Trainer(config, folder, world, schedule, images, nets)
         interruption = trainer.run()
         stopped = trainer.state.step
         del trainer  # and its workers
@@ -76,24 +80,21 @@ class Trainer:
         folder: of the run; the main process uses it.
         world: the processes that take part.
         schedule: see there.
+        images, nets: what is trained on.
     """
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, world: World, schedule: Schedule
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        world: World,
+        schedule: Schedule,
+        images: Images,
+        nets: Sequence[Net],
     ) -> None:
         self.config, self.folder, self.world, self.schedule = config, folder, world, schedule
         self.quiet = schedule.quiet or not world.is_main
-        self.nets: list[Net] = []
-        for space in config.space.split(","):
-            self.nets += load_nets(Path(config.nets), TRAIN_SPLITS[space], config.num_nets)
-        self.images = load_images(
-            config.data,
-            "train",
-            config.image_size,
-            config.holdout,
-            world.device,
-            progress=not self.quiet,
-        )
+        self.images, self.nets = images, nets
         self.teacher = load_teacher(config, self.images)
         self.data = trained_on(self.images, self.nets)
         if self.teacher is not None:
@@ -229,6 +230,19 @@ class Trainer:
         steps = range(self.state.step, self.config.steps)
         workers = self.schedule.workers
         return iter(DataLoader(sampled, None, sampler=steps, num_workers=workers, collate_fn=list))
+
+
+def _sources(config: TrainConfig, world: World, quiet: bool) -> tuple[Images, list[Net]]:
+    """What a run trains on: images, and networks."""
+    nets: list[Net] = []
+    for space in config.space.split(",") if config.nets is not None else ():
+        nets += load_nets(Path(str(config.nets)), TRAIN_SPLITS[space], config.num_nets)
+    images = load_images(
+        config.data, "train", config.image_size, config.holdout, world.device, progress=not quiet
+    )
+    if config.models is not None:
+        nets += load_models(config, len(images.classes), world, quiet)
+    return images, nets
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ghn_init.seeds import python_generator, torch_generator
 from ghn_init.train.config import Widths
 from ghn_init.train.networks.genotypes import Architecture
+from ghn_init.train.networks.library import LibraryNet
 from ghn_init.train.networks.nets import Net, TargetNetwork, build_network
 from ghn_init.train.networks.zoo import ZooNet
 
@@ -39,7 +40,8 @@ class MetaBatches(Dataset[list[tuple[int, TargetNetwork]]]):
             normalization, which are small and hard to learn, come last.
         rare_share: chance of each network to be one of a rare kind: without normalization, or
             without global pooling, which are one in thirty and one in fifty.
-        share: chance of each network to be one of the zoo, where there are others too.
+        share: chance of each network to be one of the zoo or a model of a library, where there are
+            others too; where there are both of these, each is as likely as the other.
     """
 
     nets: Sequence[Net]
@@ -81,8 +83,9 @@ class MetaBatches(Dataset[list[tuple[int, TargetNetwork]]]):
         rng = python_generator(self.seed, "widths", step)
         drawn: list[Net] = []
         for place in range(step * self.size, (step + 1) * self.size):
-            if self._zoo and (not self._deepnets or rng.random() < self.share):
-                drawn.append(rng.choice(self._zoo))
+            if self._real and (not self._deepnets or rng.random() < self.share):
+                kind = self._real[0] if len(self._real) == 1 else rng.choice(self._real)
+                drawn.append(rng.choice(kind))
                 continue
             net = self._next(step, place, rng)
             channels = rng.choice(self.widths.allowed(net))
@@ -104,8 +107,11 @@ class MetaBatches(Dataset[list[tuple[int, TargetNetwork]]]):
         return [net for net in self.nets if isinstance(net, Architecture)]
 
     @cached_property
-    def _zoo(self) -> list[ZooNet]:
-        return [net for net in self.nets if isinstance(net, ZooNet)]
+    def _real(self) -> list[list[Net]]:
+        """Networks of the zoo, models of libraries: the kinds of which there are any."""
+        zoo: list[Net] = [net for net in self.nets if isinstance(net, ZooNet)]
+        models: list[Net] = [net for net in self.nets if isinstance(net, LibraryNet)]
+        return [kind for kind in (zoo, models) if kind]
 
     @cached_property
     def _rare(self) -> list[list[Architecture]]:
@@ -142,7 +148,7 @@ def balance(costs: Sequence[int], groups: int) -> list[list[int]]:
 
 
 def _size(net: Net) -> int:
-    return net.num_nodes or (0 if isinstance(net, ZooNet) else net.n_cells)
+    return net.num_nodes or (net.n_cells if isinstance(net, Architecture) else 0)
 
 
 _orders: dict[tuple[int, int, int], list[int]] = {}

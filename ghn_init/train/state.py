@@ -92,7 +92,7 @@ class RunFolder:
             GHNInitError: it holds another run, is in use, or cannot be written.
         """
         with locked(self.path):
-            self._check_config()
+            self.check_config()
             with atomic_path(self.path / "config.json") as temporary:
                 temporary.write_text(self.config.to_json() + "\n", encoding="utf-8")
             yield
@@ -207,8 +207,8 @@ class RunFolder:
                 "put it back; else give another --out to start anew."
             ) from error
 
-    def _check_config(self) -> None:
-        """Refuse to go on with another run."""
+    def check_config(self) -> None:
+        """Raises `GHNInitError` where the folder holds another run; changes nothing."""
         if not self.state_file.exists():
             return
         file = self.path / "config.json"

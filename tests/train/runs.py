@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,9 @@ def command(config: TrainConfig, out: Path, *more: str) -> list[str]:
     """The arguments of `ghn-init train run` for a configuration."""
     widths = config.widths
     return [
-        *("run", "--nets", config.nets, "--data", config.data, "--out", str(out)),
+        *("run", "--data", config.data, "--out", str(out)),
+        *(("--nets", config.nets) if config.nets is not None else ()),
+        *(("--models", config.models) if config.models is not None else ()),
         *("--max-steps", str(config.steps), "--hidden-size", str(config.hidden_size)),
         *("--layers", str(config.layers), "--meta-batch", str(config.meta_batch)),
         *("--batch-size", str(config.batch_size), "--warmup", str(config.warmup)),
@@ -49,6 +53,13 @@ def command(config: TrainConfig, out: Path, *more: str) -> list[str]:
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def on_two_processes(arguments: list[str]) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "-m", "ghn_init.train", *arguments]
+    done = subprocess.run(launcher, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
 
 
 def ranks_of(agent: int) -> dict[int, int]:

@@ -21,7 +21,7 @@ from ghn_init.train.networks.network import Network
 
 QUIET = Evaluation(batch_size=8, control=2, quiet=True)
 NETS = [sample("test", i).resized(8, 16) for i in (0, 2, 5)]
-TINY = TrainConfig("", "", steps=1, hidden_size=16, layers=1)
+TINY = TrainConfig("", steps=1, nets="", hidden_size=16, layers=1)
 
 
 def test_networks_are_evaluated_with_predicted_and_random_parameters(image_folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import ALONE, ENVIRONMENT, OFTEN, command, metrics, same, weights
+from runs import ALONE, ENVIRONMENT, OFTEN, command, metrics, on_two_processes, same, weights
 
 from ghn_init import GHNInitError, load_ghn
 from ghn_init.hypernetwork.prediction import predict_graphs
@@ -232,13 +232,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert len(metrics(tmp_path / "killed")) < 8
     train(run, tmp_path / "killed", ALONE, OFTEN)
     assert same(tmp_path / "whole", tmp_path / "killed")
-
-
-def on_two_processes(arguments: list[str]) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2", "-m", "ghn_init.train", *arguments]
-    done = subprocess.run(launcher, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_make_the_same_first_step_as_one(config: MakeConfig, tmp_path: Path) -> None:

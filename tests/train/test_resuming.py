@@ -158,7 +158,7 @@ def test_the_lock_of_a_killed_run_is_gone(config: MakeConfig, tmp_path: Path) ->
         "import os, pathlib, sys\n"
         "from ghn_init.train.state import RunFolder\n"
         "from ghn_init.train.config import TrainConfig\n"
-        "with RunFolder(pathlib.Path(sys.argv[1]), TrainConfig('', '', 1)).in_use():\n"
+        "with RunFolder(pathlib.Path(sys.argv[1]), TrainConfig('', 1, '')).in_use():\n"
         "    os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])

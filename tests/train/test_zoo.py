@@ -21,12 +21,12 @@ from ghn_init.train.config import TrainConfig
 from ghn_init.train.distributed import World
 from ghn_init.train.evaluation import Evaluation, evaluate
 from ghn_init.train.loop import Schedule, train
+from ghn_init.train.networks.built import BuiltNetwork
 from ghn_init.train.networks.generate import make_nets, sample, splits_of
 from ghn_init.train.networks.nets import build_network, header, load_nets, nets_path
 from ghn_init.train.networks.zoo import (
     ZOO_SPLITS,
     ZooNet,
-    ZooNetwork,
     sample_zoo,
     zoo_from_json,
     zoo_to_json,
@@ -57,7 +57,7 @@ def test_a_network_is_a_function_of_its_stored_arguments(family: str) -> None:
     stored = zoo_from_json(json.loads(json.dumps(zoo_to_json(net))))
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first, second = ZooNetwork(net), ZooNetwork(stored)
+    first, second = BuiltNetwork(net), BuiltNetwork(stored)
     assert torch.equal(torch.get_rng_state(), state)
     assert first.graph.nodes == second.graph.nodes
     assert first.graph.edges == second.graph.edges
@@ -72,7 +72,7 @@ def test_a_network_is_a_function_of_its_stored_arguments(family: str) -> None:
 def test_the_graph_has_every_norm_and_convolution(family: str) -> None:
     for seed in (1, 2):
         net = member(family, seed)
-        network, module = ZooNetwork(net), net.build()
+        network, module = BuiltNetwork(net), net.build()
         carried = {name for node in network.graph.nodes for name in (node.param, node.norm_bias)}
         for name, part in module.named_modules():
             if name.endswith("token_projection"):
@@ -87,7 +87,7 @@ def test_the_graph_has_every_norm_and_convolution(family: str) -> None:
 
 @pytest.mark.parametrize("family", TRAINED)
 def test_gradients_reach_the_hypernetwork_through_every_prediction(family: str) -> None:
-    network, ghn = ZooNetwork(member(family, 3, SMALLEST)), hypernetwork()
+    network, ghn = BuiltNetwork(member(family, 3, SMALLEST)), hypernetwork()
     (blocks,) = predict_graphs([network.graph], ghn)
     params = repeated_all(blocks, network.graph.shapes)
     for tensor in params.values():
@@ -107,7 +107,7 @@ def test_gradients_reach_the_hypernetwork_through_every_prediction(family: str) 
 @pytest.mark.parametrize("family", ["mobilenet_v3", "convnext"])
 def test_depthwise_convolutions_are_those_of_the_library(family: str) -> None:
     net = member(family, 4)
-    network, module = ZooNetwork(net), net.build().requires_grad_(True).train()
+    network, module = BuiltNetwork(net), net.build().requires_grad_(True).train()
     params = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters()}
     images = torch.rand(4, 3, 32, 32)
     network(images, params).square().sum().backward()
@@ -191,9 +191,9 @@ def test_the_share_is_that_of_the_drawn_networks() -> None:
 
 def test_what_is_wrong_is_said(tmp_path: Path, config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(GHNInitError, match="unknown family 'alexnet'"):
-        ZooNetwork(ZooNet("alexnet", {}))
+        BuiltNetwork(ZooNet("alexnet", {}))
     with pytest.raises(GHNInitError, match="cannot build a vit"):
-        ZooNetwork(ZooNet("vit", {"width": 10}))
+        BuiltNetwork(ZooNet("vit", {"width": 10}))
     with pytest.raises(GHNInitError, match="images of 32x32"):
         build_network(member("vgg"), 10, 64)
     with pytest.raises(GHNInitError, match="deepnets, zoo or deepnets,zoo"):

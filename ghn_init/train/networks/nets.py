@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ghn_init.errors import GHNInitError
+from ghn_init.train.networks.built import BuiltNetwork
 from ghn_init.train.networks.genotypes import Architecture, from_json
+from ghn_init.train.networks.library import LibraryNet, kept
 from ghn_init.train.networks.network import Network
-from ghn_init.train.networks.zoo import ZooNet, ZooNetwork, zoo_from_json
+from ghn_init.train.networks.zoo import ZooNet, zoo_from_json
 
-Net = Architecture | ZooNet
-"""What a network is stored as: cells of DeepNets-1M, or a family and its arguments."""
+Net = Architecture | ZooNet | LibraryNet
+"""What a network is stored as: cells of DeepNets-1M, a family and its arguments, or a name."""
 
-TargetNetwork = Network | ZooNetwork
+TargetNetwork = Network | BuiltNetwork
 """What a hypernetwork reads as a graph, and predicts the parameters of."""
 
 _FORMAT = "ghn_init.nets"
@@ -24,10 +26,12 @@ _FORMAT = "ghn_init.nets"
 def build_network(
     net: Net, num_classes: int, image_size: int, dropout: float = 0.0
 ) -> TargetNetwork:
-    """The target network that is stored as `net`; networks of the zoo have no dropout."""
-    if isinstance(net, ZooNet):
-        return ZooNetwork(net, num_classes, image_size)
-    return Network(net, num_classes, image_size, dropout)
+    """The target network that is stored as `net`; only those of DeepNets-1M have dropout."""
+    if isinstance(net, Architecture):
+        return Network(net, num_classes, image_size, dropout)
+    if isinstance(net, LibraryNet):
+        return kept(net, num_classes, image_size)
+    return BuiltNetwork(net, num_classes, image_size)
 
 
 def nets_path(folder: Path, split: str) -> Path:
