@@ -210,6 +210,7 @@ def number(value: int) -> bytes:
 
 MISUSES = {
     "dictionary of arguments": program(GLOBALS["dict"], b"]\x85R"),
+    "class with arguments": program(GLOBALS["dict"], b"]\x85\x81"),
     "load a string": program(GLOBALS["load"], b"X\x01\x00\x00\x00a\x85R"),
     "load twice": program(GLOBALS["load"], storage(), b"\x85R"),
     "load empty bytes": program(GLOBALS["load"], b"C\x00\x85R"),

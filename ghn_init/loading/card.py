@@ -82,7 +82,8 @@ def _about(content: Content) -> Iterator[tuple[str, str]]:
     yield (
         "hypernetwork",
         f"{config.arch}: hidden size {config.hidden_size}, {config.layers} layers, {config.heads} "
-        f"heads; decodes up to {channels} x {channels} channels and {kernel} x {kernel} positions",
+        f"heads; decodes up to {channels} x {channels} channels and {kernel} x {kernel} positions"
+        + (f", as factors of rank {config.rank}" if config.rank else ""),
     )
     yield "parameters", f"{count:,}, {', '.join(dtypes)}"
     yield (

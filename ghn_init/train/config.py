@@ -21,6 +21,7 @@ SPACES = (*TRAIN_SPLITS, ",".join(TRAIN_SPLITS))
 
 PRECISIONS = ("fp32", "bf16")
 PARAMETRIZATIONS = ("standard", "mup")
+DECODERS = ("full", "low-rank")
 AUGMENTATIONS = ("crop", "mirror", "none")
 
 _WIDE = 64
@@ -85,6 +86,10 @@ class TrainConfig:
         hidden_size: width d of the hypernetwork.
         layers: of the hypernetwork (GHN-2 always has one).
         heads: attention heads of the hypernetwork; 0: 16 if the hidden size is above 64, else 8.
+        decoder: full: of the hypernetwork's paper, which repeats blocks in layers that are wider
+            than the hypernetwork; or low-rank: LoGAH's product of two factors.
+        rank: of the low-rank decoder's factors.
+        max_channels: of layers that the low-rank decoder predicts without repeating blocks.
         meta_batch: architectures in a step, over all processes (m).
         batch_size: images that an architecture sees in a step (b).
         own_images: give every architecture of a step images of its own; otherwise all see the
@@ -133,6 +138,9 @@ class TrainConfig:
     hidden_size: Count = 64
     layers: Count = 3
     heads: Whole = 0
+    decoder: Annotated[str, OneOf(DECODERS)] = "full"
+    rank: Count = 32
+    max_channels: Count = 2048
     meta_batch: Count = 8
     batch_size: Count = 64
     own_images: bool = False
@@ -165,6 +173,8 @@ class TrainConfig:
         if self.nets is None and self.models is None:
             raise GHNInitError("there is nothing to train on: give --nets, --models, or both.")
         self.ghn(num_classes=2)  # which checks that its sizes go together
+        if self.decoder == "low-rank" and self.parametrization == "mup":
+            raise GHNInitError("parametrization is mup: the low-rank decoder has only standard.")
         if self.batch_size == 1 and self.image_size < _TINY:
             raise GHNInitError(
                 f"batch_size is 1: batch normalization needs more of images below {_TINY} pixels."
@@ -172,8 +182,8 @@ class TrainConfig:
 
     def ghn(self, num_classes: int) -> GHNConfig:
         """The configuration of the hypernetwork: its decoder is as wide as the paper's."""
-        gated = self.arch == "ghn2"
-        channels = self.hidden_size * (2 if gated else 1)
+        gated, low_rank = self.arch == "ghn2", self.decoder == "low-rank"
+        channels = self.max_channels if low_rank else self.hidden_size * (2 if gated else 1)
         kernel = 16 if self.image_size >= LARGE_IMAGES else 11
         heads = self.heads or (16 if self.hidden_size > _WIDE else 8)
         return GHNConfig(
@@ -183,6 +193,8 @@ class TrainConfig:
             heads=heads if self.arch == "ghn3" else 1,
             max_shape=(channels, channels, kernel, kernel),
             num_classes=num_classes,
+            rank=self.rank if low_rank else 0,
+            rows=channels * kernel if low_rank else 0,
         )
 
     @property

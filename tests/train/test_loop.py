@@ -77,7 +77,12 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(config: MakeConfig) -> 
     assert rates[-1] < 1e-3
 
 
-@pytest.mark.parametrize("changes", [{}, {"arch": "ghn2"}, {"arch": "mlp", "precision": "bf16"}])
+LOW_RANK = {"decoder": "low-rank", "rank": 4, "max_channels": 96}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"arch": "ghn2"}, {"arch": "mlp", "precision": "bf16"}, LOW_RANK]
+)
 def test_a_resumed_run_is_the_uninterrupted_one(
     config: MakeConfig,
     tmp_path: Path,
@@ -112,8 +117,11 @@ def test_metrics_behind_the_last_checkpoint_are_made_again(
     assert metrics(tmp_path / "a") == before
 
 
-def test_the_result_says_what_it_is(config: MakeConfig, tmp_path: Path) -> None:
-    run = config(steps=1)
+@pytest.mark.parametrize("changes", [{}, LOW_RANK])
+def test_the_result_says_what_it_is(
+    config: MakeConfig, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    run = config(steps=1, **changes)
     path = train(run, tmp_path, ALONE, OFTEN)
     ghn = load_ghn(path)
     assert ghn.config == run.ghn(2)
@@ -128,9 +136,10 @@ def test_the_result_says_what_it_is(config: MakeConfig, tmp_path: Path) -> None:
     assert about["ghn_init.step"] == "1"
 
 
-def test_the_loss_falls(config: MakeConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, LOW_RANK])
+def test_the_loss_falls(config: MakeConfig, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Bright and dark images are told apart within some steps."""
-    run = config(steps=24, lr=4e-3, warmup=5, num_nets=2, dropout=0.0)
+    run = config(steps=24, lr=4e-3, warmup=5, num_nets=2, dropout=0.0, **changes)
     train(run, tmp_path, ALONE, OFTEN)
     losses = [line["loss"] for line in metrics(tmp_path)]
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
@@ -200,6 +209,11 @@ def test_processes_resume_after_the_same_step(monkeypatch: pytest.MonkeyPatch) -
         ({"steps": 0}, "steps is 0: give 1 or more"),
         ({"hidden_size": 18}, "a hidden size of 18 and 8 heads do not go together"),
         ({"lr": 0.0}, "lr is 0.0: give more than 0"),
+        (
+            {"max_channels": 10**6, "decoder": "low-rank"},
+            "channels is 1000000: give an int from 1 to",
+        ),
+        ({**LOW_RANK, "parametrization": "mup"}, "the low-rank decoder has only standard"),
     ],
 )
 def test_impossible_runs_are_refused(

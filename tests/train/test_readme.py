@@ -61,4 +61,10 @@ def test_every_command_runs(
         done = subprocess.run(start, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         assert metrics(tmp_path / "runs" / "t8")[-1]["step"] == 75 * (48 // 40)
-    assert {path.name for path in Path("runs").iterdir()} == {"small", "t8", "zoo", "library"}
+    assert {path.name for path in Path("runs").iterdir()} == {
+        "small",
+        "t8",
+        "zoo",
+        "library",
+        "low-rank",
+    }

@@ -314,6 +314,7 @@ _INSTRUCTIONS: dict[bytes, Callable[[Machine], None]] = {
     b"c": lambda m: m.find(m.cursor.line(), m.cursor.line()),
     b"\x93": Machine.find_on_stack,
     b"R": Machine.call,
+    b"\x81": Machine.call,  # NEWOBJ: of a class
     b"b": Machine.set_attributes,
     b"Q": Machine.find_persistent,
 }

@@ -117,6 +117,7 @@ def _torch_globals() -> Globals:
         Global("torch._utils._rebuild_tensor_v2", _rebuild_tensor),
         Global("torch._utils._rebuild_parameter", _rebuild_parameter),
         Global("torch.Size", _size),
+        Global("argparse.Namespace", _namespace),
         *map(Global, STORAGE_TYPES),
     )
 
@@ -126,6 +127,13 @@ def _table(*entries: Global) -> Globals:
 
 
 # The stand-ins.
+
+
+def _namespace(arguments: tuple[object, ...]) -> dict[str, object]:
+    """The options of the authors' trainers, which stand beside the weights; none is needed."""
+    if arguments:
+        raise misused("argparse.Namespace")
+    return {}
 
 
 def _ordered_dict(arguments: tuple[object, ...]) -> dict[object, object]:
