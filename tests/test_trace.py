@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import lzma
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -277,6 +279,61 @@ def test_remembered_sizes_do_not_change_the_graph(name: str) -> None:
         for found in (cold, warm)
     ]
     assert described[0] == described[1]
+
+
+def _normed(x: Tensor) -> Tensor:
+    ones = torch.ones_like(x[0, :, 0, 0])
+    return F.batch_norm(x, torch.zeros_like(ones), ones, ones, training=True)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.relu,
+        F.hardsigmoid,
+        lambda x: F.hardswish(x, inplace=True),
+        lambda x: x + x.double(),
+        lambda x: x.half() * x.half(),
+        lambda x: x > 0,
+        lambda x: x.long() / 2,
+        lambda x: x * x[:, :, :1],
+        lambda x: x.transpose(1, 2).relu(),
+        lambda x: x * torch.ones(x.shape[1]),
+        _normed,
+    ],
+)
+def test_what_is_made_of_one_size_is_made_of_others(function: Callable[[Tensor], Tensor]) -> None:
+    MetaRecorder._known.clear()
+    for shape in ((2, 3, 5, 3), (3, 4, 2, 4), (2, 6, 3, 6)):
+        expected = function(torch.ones(shape))
+        with torch.device("meta"), MetaRecorder():
+            made = function(torch.ones(shape))
+        assert (made.shape, made.dtype) == (expected.shape, expected.dtype)
+        assert made.stride() == expected.stride()
+
+
+def test_torch_is_asked_for_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    run = MetaRecorder._run
+
+    def counted(self: MetaRecorder, func: Any, *rest: Any) -> Any:
+        asked.append(func.__name__)
+        return run(self, func, *rest)
+
+    MetaRecorder._known.clear()
+    monkeypatch.setattr(MetaRecorder, "_run", counted)
+    blocks = [nn.Sequential(nn.Conv2d(3, n, 1), nn.BatchNorm2d(n), nn.Hardswish()) for n in (4, 8)]
+    for block in blocks:
+        ghn_init.trace(block, torch.zeros(2, 3, 8, 8))
+    for name in ("native_batch_norm.default", "hardswish.default"):
+        assert asked.count(name) == 1, asked
+
+
+def test_sizes_that_do_not_fit_are_still_refused() -> None:
+    ghn_init.trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), torch.zeros(2, 3, 8, 8))
+    for bad in (nn.BatchNorm2d(8), nn.PReLU(8)):
+        with pytest.raises(GHNInitError, match="does not run"):
+            ghn_init.trace(nn.Sequential(nn.Conv2d(3, 4, 1), bad), torch.zeros(2, 3, 8, 8))
 
 
 def test_numbers_of_other_types_are_not_taken_for_the_remembered_ones() -> None:

@@ -78,8 +78,8 @@ def build_graph(model: nn.Module, recorded: Recording) -> Graph:
 def _value(read: Reading, call: Call) -> Value:
     if not call.name:
         if call.is_input:
-            return Value(sources=(0,))
-        return Value(params=(call.param,)) if call.param else NOTHING
+            return NOTHING.but(sources=(0,))
+        return NOTHING.but(params=(call.param,)) if call.param else NOTHING
     if call.name == ITEM:
         return read.values[call.args[0]]
     if call.name.startswith("aten::_scaled_dot_product"):

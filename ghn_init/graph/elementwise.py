@@ -36,13 +36,13 @@ def _add_parameter(read: Reading, x: Value, shift: Call) -> Value:
     if param and len(shape) == 1 and x.open_norm is not None:
         read.carry(param, value, "bias")
         read.nodes[x.open_norm] = replace(read.nodes[x.open_norm], norm_bias=param)
-        return replace(x, open_norm=None)
+        return x.but(open_norm=None)
     if param and not value.table and _is_positional(shape):
         encoding = read.add_parameter("pos_enc", param, value)
         return read.join(Node("sum"), [x, encoding])
     table = "relative-position table" if value.table else "added to activations"
     read.leave(value, f"{table}: no primitive")
-    return replace(x, open_weight=None, open_norm=None, factor=1.0)
+    return x.but(open_weight=None, open_norm=None, factor=1.0)
 
 
 def _is_positional(shape: tuple[int, ...]) -> bool:
@@ -62,7 +62,7 @@ def _multiply(read: Reading, call: Call) -> Value:
     if call in read.gates:
         return read.join(Node("cse"), data)
     if len(data) == 2 and any(v.statistic for v in data):
-        return replace(NOTHING, sources=union(data), normalized=True).through(normalized=True)
+        return NOTHING.but(sources=union(data), normalized=True).through(normalized=True)
     if len(data) == 1 and len(operands) == 2:
         factor = operands[0] if values[1].is_data else operands[1]
         return _multiply_parameter(read, call, data[0], factor)
@@ -76,7 +76,7 @@ def _multiply_number(read: Reading, call: Call, x: Value, number: float) -> Valu
     if not number:
         return out
     by = 1 / number if call.name == "aten::div" else number
-    return replace(_times(out, by), factor=(x.factor or 1.0) * by)
+    return _times(out, by).but(factor=(x.factor or 1.0) * by)
 
 
 def _times(x: Value, *factors: Any) -> Value:
@@ -93,7 +93,7 @@ def _multiply_parameter(read: Reading, call: Call, x: Value, factor: Call) -> Va
     param = read.chosen(value, factor)
     if param and x.normalized and len(read.shapes[param]) == 1 and read.shapes[param][0] > 1:
         out = read.add_parameter("ln", param, value, x)
-        return replace(out, open_norm=out.sources[0])
+        return out.but(open_norm=out.sources[0])
     read.leave(value, "multiplied with activations (layer scale, gain): no primitive")
     return _times(read.pass_through(call), *(value.unaltered if value.is_whole else ()))
 

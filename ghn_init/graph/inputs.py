@@ -143,7 +143,7 @@ def _stated_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
     modules = list(model.modules())
     stated += [getattr(_attribute(m, "config"), "image_size", None) for m in modules]
     stated += [_attribute(m, name) for m in modules for name in ("image_size", "img_size")]
-    for size in stated:
+    for size in (size for size in stated if size is not None):
         sides: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size, size]
         if isinstance(size, Mapping):
             sides = [size.get("height"), size.get("width")]

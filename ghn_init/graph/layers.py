@@ -23,12 +23,12 @@ def _weight(read: Reading, call: Call, op: str, x: Value, weight: Call, bias: An
     if param is None or not 2 <= len(read.shapes[param]) <= 4:
         read.leave(value, read.why_not(value, "weight"))
         read.layers[call] = None
-        out = replace(NOTHING, sources=union([x, value]))
+        out = NOTHING.but(sources=union([x, value]))
     else:
         read.layers[call] = param
         read.input_factors.setdefault(param, set()).add(x.factor or 1.0)
         out = read.add_parameter(op, param, value, x)
-        out = replace(out, open_weight=out.sources[0])
+        out = out.but(open_weight=out.sources[0])
     return _bias(read, out, bias) if isinstance(bias, Call) else out
 
 
@@ -39,7 +39,7 @@ def _bias(read: Reading, x: Value, bias: Call) -> Value:
     param = read.chosen(value, bias)
     if param is None or len(read.shapes[param]) != 1:
         read.leave(value, read.why_not(value, "bias"))
-        return replace(x, open_weight=None)
+        return x.but(open_weight=None)
     return read.add_parameter("bias", param, value, x)
 
 
@@ -90,7 +90,7 @@ def matmul(read: Reading, call: Call) -> Value:
     read.leave(value, _NOT_A_LAYER)
     read.leave(read.get(bias), _BIAS_WITHOUT_WEIGHT)
     read.note_layer(call, value)
-    return replace(NOTHING, sources=union([x, read.get(bias)]))
+    return NOTHING.but(sources=union([x, read.get(bias)]))
 
 
 def _is_weight_of_layer(read: Reading, value: Value, weight: Call, is_right: bool) -> bool:
@@ -120,7 +120,7 @@ def fused_attention(read: Reading, call: Call) -> Value:
 
 def softmax(read: Reading, call: Call) -> Value:
     """What may turn out to be an attention's."""
-    return replace(read.pass_through(call), attention=True)
+    return read.pass_through(call).but(attention=True)
 
 
 def _norm(read: Reading, op: str, x: Any, weight: Any, bias: Any) -> Value:
@@ -130,7 +130,7 @@ def _norm(read: Reading, op: str, x: Any, weight: Any, bias: Any) -> Value:
     if param is None:
         read.leave(value, "norm over several dimensions: not in the vocabulary")
         read.leave(shift, "bias of a norm whose weight is not predicted")
-        plain = replace(NOTHING, sources=read.get(x).sources, normalized=not value.params)
+        plain = NOTHING.but(sources=read.get(x).sources, normalized=not value.params)
         return plain.through(normalized=True)
     norm_bias = _vector(read, shift, bias)
     out = read.add_parameter(op, param, value, read.get(x))

@@ -84,8 +84,7 @@ class Reading:
                 passed = {"rectified": True}
             elif name in BOUNDED:
                 passed = {"normalized": True}
-            return replace(
-                kept,
+            return kept.but(
                 open_weight=None,
                 normalized=False,
                 open_norm=None,
@@ -148,7 +147,7 @@ class Reading:
         self.nodes.append(node)
         self.predecessors.append(union(operands))
         self.note_passages(operands, index)
-        return Value(sources=(index,))
+        return NOTHING.but(sources=(index,))
 
     def note_passages(self, operands: Iterable[Value], index: int) -> None:
         """Note what stands between the sources of some values and the node that works on them."""
@@ -176,14 +175,14 @@ class Reading:
             self.factors.setdefault(param, value.factor)
         if others := tuple(p for p in value.params if p != param):
             reason = f"part of what {param} is turned into a {what} by"
-            self.leave(replace(value, params=others), reason)
+            self.leave(value.but(params=others), reason)
 
     def join(self, node: Node, operands: Sequence[Value]) -> Value:
         """A sum, concatenation or gate; with a single source it is no node."""
         sources = union(operands)
         if len(sources) > 1:
             return self.add_node(node, operands)
-        return Value(sources=sources)
+        return NOTHING.but(sources=sources)
 
     def left(self) -> Mapping[str, str]:
         """The parameters that no node carries, with the reason."""

@@ -45,6 +45,8 @@ class _Schema:
             for i, a in enumerate(schema.arguments)
             if a.alias_info is not None and a.alias_info.is_write
         ]
+        self.is_batch_norm = schema.name == "aten::native_batch_norm"
+        self.is_pointwise = torch.Tag.pointwise in func.tags or "hardswish" in schema.name
         fresh = all(r.alias_info is None for r in schema.returns)
         tensors = any("Tensor" in str(r.type) for r in schema.returns)
         self.aliases = self.is_mutable or not fresh
@@ -210,7 +212,10 @@ class _Size(NamedTuple):
         return cls(tensor.shape, tensor.stride(), tensor.dtype)
 
     def tensor(self) -> Tensor:
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=_META)
+
+
+_META = torch.device("meta")
 
 
 class NumberRecorder(Recorder):
@@ -282,7 +287,8 @@ class MetaRecorder(Recorder):
     """Runs the operators on meta tensors, whatever device was meant.
 
     Which sizes an operator makes of which is remembered: torch finds many of them out in Python,
-    in a hundred times the time, and the layers of a model, and of models, are much alike.
+    in a hundred times the time, and the layers of a model, and of models, are much alike. An
+    operator that makes the same of every size is asked for one size only.
     """
 
     _known: ClassVar[dict[Hashable, Any]] = {}
@@ -295,20 +301,36 @@ class MetaRecorder(Recorder):
         return nullcontext()  # all is run on meta anyway
 
     def _call(self, func: Any, schema: _Schema, args: tuple[Any, ...], kwargs: Any) -> Any:
-        key = None
-        if schema.makes_tensors or schema.in_place:
-            key = func, _sizes(args), _sizes(tuple(kwargs.items()))
-            if (known := self._known.get(key)) is not None:
-                return _to_meta(args[0]) if schema.in_place else _map(_Size.tensor, _Size, known)
+        if not (schema.makes_tensors or schema.in_place):
+            return self._run(func, schema, args, kwargs)
+        key = func, _sizes(args), _sizes(tuple(kwargs.items()))
+        known = self._known.get(key)
+        if known is None:
+            pattern = None if kwargs else _pattern(schema, args)
+            like = pattern and self._known.get((func, pattern))
+            if like is None:
+                out = self._run(func, schema, args, kwargs)
+                known = _map(_Size.of, Tensor, out)
+                if schema.in_place and known != key[1][0]:
+                    return out
+                if pattern:
+                    self._remember((func, pattern), _which(known, key[1]))
+            else:
+                known = _map(key[1].__getitem__, int, like)
+            self._remember(key, known)
+        if schema.in_place:
+            return _to_meta(args[0])
+        return known.tensor() if type(known) is _Size else _map(_Size.tensor, _Size, known)
+
+    def _run(self, func: Any, schema: _Schema, args: tuple[Any, ...], kwargs: Any) -> Any:
         if schema.takes_device:
-            kwargs = {**kwargs, "device": torch.device("meta")}
-        out = func(*_to_meta(args), **{name: _to_meta(value) for name, value in kwargs.items()})
-        sizes = _map(_Size.of, Tensor, out)
-        if key is not None and not (schema.in_place and sizes != key[1][0]):
-            if len(self._known) == self._MOST_KNOWN:
-                self._known.clear()
-            self._known[key] = sizes
-        return out
+            kwargs = {**kwargs, "device": _META}
+        return func(*_to_meta(args), **{name: _to_meta(value) for name, value in kwargs.items()})
+
+    def _remember(self, key: Hashable, value: Any) -> None:
+        if len(self._known) == self._MOST_KNOWN:
+            self._known.clear()
+        self._known[key] = value
 
     def _without_storage(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -317,10 +339,46 @@ class MetaRecorder(Recorder):
 def _sizes(value: Any) -> Any:
     """A value with sizes in the place of tensors; numbers beside their type, as 1 equals 1.0."""
     if isinstance(value, Tensor):
-        return _Size.of(value)
+        return _Size(value.shape, value.stride(), value.dtype)
+    if _has_numbers(value):
+        return *map(type, value), *value
     if isinstance(value, (tuple, list)):
         return tuple([_sizes(item) for item in value])
     return (type(value), value) if isinstance(value, (int, float, complex)) else value
+
+
+def _has_numbers(value: Any) -> bool:
+    """Whether a value is a list of numbers: of an operator's lists, all items are of one kind."""
+    return type(value) is list and bool(value) and type(value[0]) in (int, float, bool)
+
+
+def _pattern(schema: _Schema, args: tuple[Any, ...]) -> Hashable | None:
+    """What an operator that makes the same of every size knows of its arguments.
+
+    None for other operators, and where tensors are not of one size (that of the channels, for the
+    vectors of a batch norm).
+    """
+    if not (schema.is_pointwise or schema.is_batch_norm) or not isinstance(args[0], Tensor):
+        return None
+    shape = args[0].shape
+    pattern: list[Any] = [len(shape)]
+    for value in args:
+        if not isinstance(value, Tensor):
+            pattern.append(_sizes(value))
+            continue
+        vector = schema.is_batch_norm and value.shape == shape[1:2]
+        if not (vector or value.shape == shape) or not value.is_contiguous():
+            return None
+        pattern.append((value.dtype, vector))
+    return tuple(pattern)
+
+
+def _which(made: Any, given: tuple[Any, ...]) -> Any:
+    """Which size that an operator was given each is that it made; None if one is new."""
+    try:
+        return _map(given.index, _Size, made)
+    except ValueError:
+        return None
 
 
 def _to_meta(value: Any) -> Any:
@@ -339,7 +397,7 @@ def _map(function: Callable[[Any], Any], kind: type, value: Any) -> Any:
     """Apply a function to what is of a kind in nested tuples and lists."""
     if isinstance(value, kind):
         return function(value)
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, (tuple, list)) and not _has_numbers(value):
         return type(value)([_map(function, kind, item) for item in value])
     return value
 

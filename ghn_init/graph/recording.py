@@ -41,8 +41,9 @@ class Call:
 
     def __post_init__(self) -> None:
         found: dict[Call, None] = {}
-        for argument in (*self.args, *self.kwargs.values()):
-            _find(argument, found)
+        _find(self.args, found)
+        if self.kwargs:
+            _find(tuple(self.kwargs.values()), found)
         self.inputs = tuple(found)
 
     @property
@@ -90,9 +91,9 @@ class Recording:
         return [call for call in self.calls if call in live]
 
 
-def _find(argument: Any, found: dict[Call, None]) -> None:
-    if isinstance(argument, Call):
-        found[argument] = None
-    elif isinstance(argument, (tuple, list)):
-        for item in argument:
-            _find(item, found)
+def _find(arguments: Sequence[Any], found: dict[Call, None]) -> None:
+    for argument in arguments:
+        if isinstance(argument, Call):
+            found[argument] = None
+        elif isinstance(argument, (tuple, list)):
+            _find(argument, found)

@@ -239,7 +239,7 @@ def _check_in_one_place(name: str, module: nn.Module) -> None:
             f"{name or 'model'} is sharded, which only apply takes: trace or predict before "
             "sharding."
         )
-    if hasattr(module, "_hf_hook") and any(param.is_meta for param in own.values()):
+    if "_hf_hook" in vars(module) and any(param.is_meta for param in own.values()):
         raise GHNInitError(
             f"{name or 'model'} is offloaded by accelerate: apply before offloading."
         )

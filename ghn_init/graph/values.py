@@ -46,9 +46,15 @@ class Value:
     open_norm: int | None = None
     passage: Passage = NO_PASSAGE
 
+    def but(self, **changes: Any) -> Value:
+        """The value with other attributes: `dataclasses.replace`, in a fifth of the time."""
+        changed = object.__new__(Value)
+        changed.__dict__.update(self.__dict__, **changes)
+        return changed
+
     def through(self, **passed: Any) -> Value:
         """The value behind something that is noted about its passage."""
-        return replace(self, passage=replace(self.passage, **passed))
+        return self.but(passage=replace(self.passage, **passed))
 
     @property
     def is_data(self) -> bool:

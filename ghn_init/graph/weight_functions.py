@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from ghn_init.graph.recording import FROM_NUMBERS, WRITTEN, Call
@@ -138,25 +137,23 @@ def function_of_parameters(name: str, call: Call, operands: Sequence[Value]) -> 
         return NOTHING
     merged = _merged(operands)
     if name in _COMPARE:
-        return replace(merged, mask=True, statistic=False)
+        return merged.but(mask=True, statistic=False)
     if not any(v.is_whole for v in operands):
         return merged
     if name in _REDUCE and call.numel < max(operand.numel for operand in call.inputs):
-        return replace(merged, altered=(), statistic=True)
+        return merged.but(altered=(), statistic=True)
     if name in _MULTIPLY or name in _DIVIDE:
         return _scaled(name, call, operands, merged)
     if name in _ADD:
         return _shifted(name, call, operands, merged)
     if name == "aten::neg":
-        return replace(merged, factor=_times(merged.factor, -1.0))
+        return merged.but(factor=_times(merged.factor, -1.0))
     if name in _NORMALIZE:
-        return replace(merged, normalized=True, factor=1.0)
+        return merged.but(normalized=True, factor=1.0)
     if name not in _KEEP or not (call.val is None or call.val.is_floating_point()):
         return _altered(merged, merged.params, name)
     flips = name in TRANSPOSE and len(operands) == 1
-    return replace(
-        merged, transposed=merged.transposed != flips, table=merged.table or name in PICK
-    )
+    return merged.but(transposed=merged.transposed != flips, table=merged.table or name in PICK)
 
 
 def _merged(operands: Sequence[Value]) -> Value:
@@ -182,7 +179,7 @@ def _merged(operands: Sequence[Value]) -> Value:
 def _altered(value: Value, params: Sequence[str], name: str) -> Value:
     known = {p for p, _ in value.altered}
     new = {(p, name.removeprefix("aten::")) for p in params if p not in known}
-    return replace(value, altered=tuple(sorted({*value.altered, *new})))
+    return value.but(altered=tuple(sorted({*value.altered, *new})))
 
 
 def _scaled(name: str, call: Call, operands: Sequence[Value], merged: Value) -> Value:
@@ -194,7 +191,7 @@ def _scaled(name: str, call: Call, operands: Sequence[Value], merged: Value) -> 
     if squared or (name in _DIVIDE and b.is_whole):  # w * w, 1 / w
         return _altered(merged, sorted(squared) or b.params, name)
     if a.statistic or b.statistic:
-        return replace(merged, normalized=True, factor=1.0)
+        return merged.but(normalized=True, factor=1.0)
     factor = 1.0 if a.is_whole or a.mask else _number(left)
     by = 1.0 if b.is_whole or b.mask else _number(right)
     if name in _DIVIDE and by is not None:
@@ -202,7 +199,7 @@ def _scaled(name: str, call: Call, operands: Sequence[Value], merged: Value) -> 
     known = [v.factor for v in (a, b) if v.is_whole]
     for other in (factor, by, *known[1:]):
         known[0] = _times(known[0], other)
-    return replace(merged, factor=known[0])
+    return merged.but(factor=known[0])
 
 
 def _shifted(name: str, call: Call, operands: Sequence[Value], merged: Value) -> Value:
