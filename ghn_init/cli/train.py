@@ -37,8 +37,9 @@ def add_parser(commands: Any) -> None:
 def _fill_make_nets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="train, val, test, wide, deep, dense, "
                         "bnfree or all of them but train: eval")  # fmt: skip
-    parser.add_argument("--space", default="deepnets", help="deepnets, or zoo (members of real "
-                        "families; splits train, val, test, sizes and heldout)")  # fmt: skip
+    parser.add_argument("--space", default="deepnets", help="deepnets, zoo (members of real "
+                        "families; splits train, val, test, sizes and heldout), or vits (wide; "
+                        "train, val and test)")  # fmt: skip
     parser.add_argument("--count", type=int, required=True, help="how many (of each split)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder")
     parser.add_argument("--seed", type=int, default=0)

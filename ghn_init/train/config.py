@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Annotated, Any
 
 from ghn_init.errors import GHNInitError
@@ -14,10 +15,10 @@ from ghn_init.images.constants import LARGE_IMAGES
 from ghn_init.settings import Count, NotNegative, OneOf, Positive, Range, Share, Whole, check
 from ghn_init.train.networks.genotypes import DEFAULT_CHANNELS, Architecture
 
-TRAIN_SPLITS = {"deepnets": "train", "zoo": "zoo-train"}
+TRAIN_SPLITS = {"deepnets": "train", "zoo": "zoo-train", "vits": "vits-train"}
 """Spaces of architectures, and the split of each that is trained on."""
 
-SPACES = (*TRAIN_SPLITS, ",".join(TRAIN_SPLITS))
+SPACES = tuple(",".join(some) for n in (1, 2, 3) for some in combinations(TRAIN_SPLITS, n))
 
 PRECISIONS = ("fp32", "bf16")
 PARAMETRIZATIONS = ("standard", "mup")
@@ -77,8 +78,8 @@ class TrainConfig:
         image_size: height and width of the images, in pixels.
         holdout: training images held out for choosing, evenly over the classes.
         space: of the architectures.
-        share: chance of an architecture to be one of the zoo or of the models, where there are
-            others too.
+        share: chance of an architecture to be one of the zoo, the ViTs or the models, where there
+            are others too.
         num_nets: use only the first N architectures of each space; by default all.
         start_from: train this checkpoint further, given by name or path; by default the first
             weights are random.

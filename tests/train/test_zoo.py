@@ -17,6 +17,7 @@ from ghn_init import GHN, GHNConfig, GHNInitError
 from ghn_init.cli.main import main
 from ghn_init.hypernetwork.prediction import predict_graphs
 from ghn_init.images import load_images
+from ghn_init.loading.load import load_ghn
 from ghn_init.train.config import TrainConfig
 from ghn_init.train.distributed import World
 from ghn_init.train.evaluation import Evaluation, evaluate
@@ -31,7 +32,7 @@ from ghn_init.train.networks.zoo import (
     zoo_from_json,
     zoo_to_json,
 )
-from ghn_init.train.networks.zoo_families import FAMILIES, HELD_OUT, TRAINED
+from ghn_init.train.networks.zoo_families import FAMILIES, HELD_OUT, TRAINED, VITS
 from ghn_init.train.networks.zoo_sizes import Sizes
 from ghn_init.train.sampling import MetaBatches, Widths
 from ghn_init.weights.tiling import repeated_all
@@ -123,7 +124,45 @@ def test_held_out_families_never_occur_in_a_training_file(tmp_path: Path) -> Non
     found = [json.loads(line)["family"] for line in path.read_text().splitlines()[1:]]
     assert found == list(TRAINED)[:6]
     for split, rules in ZOO_SPLITS.items():
-        assert set(rules.families) <= set(HELD_OUT if split == "zoo-heldout" else TRAINED)
+        families = HELD_OUT if split == "zoo-heldout" else VITS if "vits" in split else TRAINED
+        assert set(rules.families) <= set(families)
+
+
+def test_vits_are_wide_and_share_no_network(tmp_path: Path) -> None:
+    """The fewer layers, the wider, and at most 10 million parameters."""
+    assert splits_of("vits", "eval") == ["vits-val", "vits-test"]
+    names = [*splits_of("vits", "train"), *splits_of("vits", "eval")]
+    drawn: list[set[str]] = []
+    for name in names:
+        nets = load_nets(make_nets(name, 4, tmp_path, workers=1).parent, name)
+        for net in nets:
+            assert isinstance(net, ZooNet)
+            assert net.num_params is not None
+            assert net.num_params <= 10**7
+            width, depth = net.args["width"], net.args["depth"]
+            least, most = (128, 256) if depth > 5 else (256, 384) if depth > 3 else (384, 512)
+            assert least <= width <= most
+            assert width % net.args["heads"] == 0
+        drawn.append({json.dumps(zoo_to_json(net)) for net in nets if isinstance(net, ZooNet)})
+    assert len(set.union(*drawn)) == sum(map(len, drawn))
+
+
+def test_a_run_of_vits_with_the_low_rank_decoder(
+    tmp_path: Path, config: Callable[..., TrainConfig]
+) -> None:
+    """Their blocks are as large as their layers."""
+    make_nets("vits-train", 2, tmp_path / "nets", workers=1)
+    sizes = {"decoder": "low-rank", "rank": 4, "max_channels": 2048}
+    run = config(nets=str(tmp_path / "nets"), space="vits", steps=1, batch_size=2, **sizes)
+    ghn = load_ghn(train(run, tmp_path / "run", CPU, Schedule(log_every=1, quiet=True)))
+    (net, _) = load_nets(tmp_path / "nets", "vits-train")
+    graph = build_network(net, 2, 32).graph
+    (blocks,) = predict_graphs([graph], ghn)
+    assert {name: tuple(block.shape) for name, block in blocks.items()} == {
+        name: graph.shapes[name] for name in blocks
+    }
+    wide = max(blocks.values(), key=lambda block: len(block))
+    assert len(wide.unique(dim=0)) == len(wide)
 
 
 def test_splits_share_no_network_and_unseen_sizes_are_larger() -> None:
@@ -196,7 +235,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, config: Callable[..., TrainConfig
         BuiltNetwork(ZooNet("vit", {"width": 10}))
     with pytest.raises(GHNInitError, match="images of 32x32"):
         build_network(member("vgg"), 10, 64)
-    with pytest.raises(GHNInitError, match="deepnets, zoo or deepnets,zoo"):
+    with pytest.raises(GHNInitError, match="give deepnets, zoo, vits, deepnets,zoo"):
         config(space="deepnets,imagenet")
     nets_path(tmp_path, "zoo-val").write_text(
         "".join(json.dumps(e) + "\n" for e in (header("zoo-val", 0), {"family": "vit"}))

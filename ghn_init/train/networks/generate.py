@@ -123,18 +123,19 @@ def splits_of(space: str, split: str) -> list[str]:
     """The splits that a name stands for: one, or with `"eval"` all of a space but for training.
 
     Arguments:
-        space: `"deepnets"` or `"zoo"`.
-        split: with or without the prefix `zoo-`.
+        space: `"deepnets"`, `"zoo"` or `"vits"`.
+        split: with or without the prefix `zoo-` or `vits-`.
 
     Raises:
         GHNInitError: there is no such space.
     """
-    spaces = {"deepnets": ("", tuple(SPLITS)), "zoo": ("zoo-", tuple(ZOO_SPLITS))}
-    if space not in spaces:
-        raise GHNInitError(f"unknown --space {space!r}: {', '.join(spaces)}.")
-    prefix, known = spaces[space]
+    prefixes = {"deepnets": "", "zoo": "zoo-", "vits": "vits-"}
+    if space not in prefixes:
+        raise GHNInitError(f"unknown --space {space!r}: {', '.join(prefixes)}.")
+    prefix = prefixes[space]
     if split == "eval":
-        return [name for name in known if name != f"{prefix}train"]
+        known = ZOO_SPLITS if prefix else SPLITS
+        return [name for name in known if name.startswith(prefix) and name != f"{prefix}train"]
     return [prefix + split.removeprefix(prefix)]
 
 

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ghn_init.errors import GHNInitError
 from ghn_init.seeds import seed_of
 from ghn_init.train.networks.built import BuiltNetwork
-from ghn_init.train.networks.zoo_families import FAMILIES, HELD_OUT
+from ghn_init.train.networks.zoo_families import FAMILIES, HELD_OUT, VITS
 from ghn_init.train.networks.zoo_families import TRAINED as TRAINED_FAMILIES
-from ghn_init.train.networks.zoo_sizes import TRAINED, UNSEEN, Sizes
+from ghn_init.train.networks.zoo_sizes import MODERATE, TRAINED, UNSEEN, Sizes
 
 IMAGE_SIZE = 32
 """Height and width of the images that all members are built for."""
@@ -120,8 +120,12 @@ ZOO_SPLITS = {
     "zoo-test": ZooSplit(tuple(TRAINED_FAMILIES), TRAINED, 1),
     "zoo-sizes": ZooSplit(tuple(TRAINED_FAMILIES), UNSEEN, 1),
     "zoo-heldout": ZooSplit(tuple(HELD_OUT), TRAINED, 1),
+    "vits-train": ZooSplit(tuple(VITS), MODERATE, 2),
+    "vits-val": ZooSplit(tuple(VITS), MODERATE, 0),
+    "vits-test": ZooSplit(tuple(VITS), MODERATE, 1),
 }
-"""Training; unseen members for choosing and for the end; unseen sizes; unseen families."""
+"""Training; unseen members for choosing and for the end; unseen sizes; unseen families. Of the zoo,
+and of the ViTs of LoGAH."""
 
 
 def sample_zoo(split: str, index: int, seed: int = 0) -> ZooNet:

@@ -55,4 +55,7 @@ HELD_OUT = {
 }
 """Families that are only evaluated on."""
 
-FAMILIES = TRAINED | HELD_OUT
+VITS = {"vits_1k": Family(tokens.draw_vits_1k, tokens.vit)}
+"""The family of a space of its own."""
+
+FAMILIES = TRAINED | HELD_OUT | VITS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -53,6 +53,9 @@ TRAINED = Sizes((16, 24, 32, 40, 48, 64), (1, 2, 3), 192, 40e6, 3e6)
 
 UNSEEN = Sizes((72, 80, 96), (4, 5), 384, 240e6, 20e6)
 """Wider and deeper than all of those."""
+
+MODERATE = replace(UNSEEN, max_macs=4e9, max_params=1e7)
+"""For networks that are wide, and have few layers."""
 
 
 def set_stem(model: nn.Module, name: str, kernel: int, stride: int = 1) -> None:

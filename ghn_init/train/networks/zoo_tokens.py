@@ -117,6 +117,28 @@ def vit(
     return model
 
 
+def draw_vits_1k(rng: random.Random, sizes: Sizes) -> Arguments:
+    """Arguments of `vit`, as in the ViTs-1K that LoGAH is trained on: the fewer layers, the wider.
+
+    The sizes are those of ViTs-1K, whatever is asked for. The ratio, which is 4 there, is drawn
+    too: there are only 160 such ViTs otherwise.
+    """
+    depth = rng.randint(3, 9)
+    least, most = (128, 256) if depth > 5 else (256, 384) if depth > 3 else (384, 512)
+    width = rng.randrange(least, most + 1, 32)
+    return {
+        "width": width,
+        "depth": depth,
+        "heads": rng.choice((3, 6, 12) if width % 3 == 0 else (4, 8)),
+        "ratio": rng.choice((2.0, 3.0, 4.0)),
+        "patch": rng.choice((2, 4)),
+        "pool": "token",
+        "distilled": False,
+        "scale": None,
+        "qk_norm": False,
+    }
+
+
 # -- Swin
 
 
