@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import pickle
@@ -57,15 +58,14 @@ def as_torch_legacy(state: object) -> bytes:
 
 
 def as_release(state: Mapping[str, torch.Tensor], **config: object) -> bytes:
-    """The layout of the GHN-2 release: 1x1 convolutions, a configuration, other things."""
+    """The layout of the GHN-2 release and of trainers: 1x1 convolutions, and other things."""
     weights = OrderedDict(
         (name, tensor[..., None, None] if _is_convolution(name) else tensor)
         for name, tensor in published(state).items()
     )
     optimizer = {"state": {0: {"step": 1, "exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
-    return as_torch(
-        {"state_dict": weights, "optimizer": optimizer, "epoch": 300, "config": dict(config)}
-    )
+    others = {"epoch": 300, "config": dict(config), "args": argparse.Namespace(lr=0.1)}
+    return as_torch({"state_dict": weights, "optimizer": optimizer, **others})
 
 
 def _is_convolution(name: str) -> bool:

@@ -90,7 +90,8 @@ class TrainConfig:
         decoder: full: of the hypernetwork's paper, which repeats blocks in layers that are wider
             than the hypernetwork; or low-rank: LoGAH's product of two factors.
         rank: of the low-rank decoder's factors.
-        max_channels: of layers that the low-rank decoder predicts without repeating blocks.
+        max_channels: of layers that the low-rank decoder predicts without repeating blocks: those
+            of a ViT-L by default. The more, the fewer numbers a narrow layer is made of.
         meta_batch: architectures in a step, over all processes (m).
         batch_size: images that an architecture sees in a step (b).
         own_images: give every architecture of a step images of its own; otherwise all see the
@@ -141,7 +142,7 @@ class TrainConfig:
     heads: Whole = 0
     decoder: Annotated[str, OneOf(DECODERS)] = "full"
     rank: Count = 32
-    max_channels: Count = 2048
+    max_channels: Count = 4096
     meta_batch: Count = 8
     batch_size: Count = 64
     own_images: bool = False
