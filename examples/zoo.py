@@ -4,10 +4,10 @@
     python examples/zoo.py --library torchvision --ghn ghn3tm8 -o zoo-torchvision.jsonl
 
 Each model is built and initialized in a process of its own, so that its peak memory can be told
-and a crash is one line of the table. Models of more than `--meta-above` parameters are built, and
-their parameters predicted, on the meta device: everything runs, but without numbers. A run that
-was interrupted goes on where it stopped; runs of other libraries and checkpoints may share a file.
-All of timm takes an hour on two cores; `--filter "resnet*"` is a start.
+and a crash is one line of the table; `--processes` run side by side, one thread each. Models of
+more than `--meta-above` parameters are built, and their parameters predicted, on the meta device:
+everything runs, but without numbers. A run that was interrupted goes on where it stopped; runs of
+other libraries and checkpoints may share a file. `--filter "resnet*"` is a start.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import importlib
+import itertools
 import json
 import logging
 import math
 import multiprocessing
+import operator
+import os
 import resource
 import statistics
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 import ghn_init
@@ -44,17 +49,18 @@ def main() -> None:
     rows = [row for row in rows if {key: row.get(key) for key in run} == run]
     done = {row["model"] for row in rows}
     # Whatever a model's process needs is imported before it is forked.
-    context = multiprocessing.get_context("fork")
     _ = ghn_init.apply, ghn_init.predict, ghn_init.trace, ghn_init.create_model
+    torch.set_num_threads(1)
+    found = in_own_processes(options, [name for name in names if name not in done])
     with open(options.output, "a") as file:
-        for name in tqdm(names, unit="model", dynamic_ncols=True):
-            if name in done:
-                continue
-            row = run | in_own_process(context, options, name)
-            rows.append(row)
-            file.write(json.dumps(row) + "\n")
+        for row in tqdm(found, total=len(names), initial=len(done), dynamic_ncols=True):
+            rows.append(run | row)
+            file.write(json.dumps(run | row) + "\n")
             file.flush()
-    print(table([row for row in rows if row["model"] in set(names)]))
+    print(table(sorted((row for row in rows if row["model"] in set(names)), key=_name)))
+
+
+_name = operator.itemgetter("model")
 
 
 def arguments() -> argparse.Namespace:
@@ -63,6 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--filter", default="*", help="a pattern that names have to match")
     parser.add_argument("--ghn", help="checkpoint; default: a small one with random weights")
     parser.add_argument("--meta-above", type=float, default=5e7, help="default: %(default)g")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("-o", "--output", type=Path, default=Path("zoo.jsonl"))
     return parser.parse_args()
 
@@ -85,18 +92,32 @@ def hypernetwork(checkpoint: str | None, device: str) -> GHN:
     return GHN(config, "random").requires_grad_(False).eval().to(device)
 
 
-def in_own_process(context: Any, options: argparse.Namespace, name: str) -> dict[str, Any]:
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(initialize(options, name)))
-    process.start()
-    sender.close()
-    row: dict[str, Any]
-    try:
-        row = receiver.recv()
-    except EOFError:
-        row = {"model": name, "error": "the process died (out of memory?)"}
-    process.join()
-    return row
+def in_own_processes(options: argparse.Namespace, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of the table as they come, of `options.processes` models at a time."""
+    context = multiprocessing.get_context("fork")
+    waiting = iter(names)
+    running: dict[Any, tuple[str, Any]] = {}
+    while True:
+        for name in itertools.islice(waiting, options.processes - len(running)):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=send_row, args=(sender, options, name))
+            process.start()
+            sender.close()
+            running[receiver] = name, process
+        if not running:
+            return
+        ready: list[Any] = connection.wait(running)
+        for receiver in ready:
+            name, process = running.pop(receiver)
+            try:
+                yield receiver.recv()
+            except EOFError:
+                yield {"model": name, "error": "the process died (out of memory?)"}
+            process.join()
+
+
+def send_row(sender: Any, options: argparse.Namespace, name: str) -> None:
+    sender.send(initialize(options, name))
 
 
 def initialize(options: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -132,13 +153,29 @@ def initialize(options: argparse.Namespace, name: str) -> dict[str, Any]:
 def build_where_it_fits(options: argparse.Namespace, name: str) -> torch.nn.Module:
     """On the meta device if it is large; some builders refuse that, and build on the CPU."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NothingDrawn():
             model, _ = ghn_init.create_model(name, options.library)
         if sum(p.numel() for p in model.parameters()) > options.meta_above:
             return model
     except GHNInitError:
         pass
     return ghn_init.create_model(name, options.library)[0]
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Initializes nothing on the meta device, on which torch takes long to do nothing, too."""
+
+    _STEPS = frozenset(
+        f"{name}_"
+        for name in ("add", "clamp", "erfinv", "fill", "mul", "normal", "uniform", "zero")
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in self._STEPS and args and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def coverage(graph: ghn_init.Graph, left: Mapping[str, str]) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
     python examples/benchmarks/growth.py --ghn t -o growth.json --plot growth.png
 
-Models are stacks of residual blocks: of 16 channels and growing depth (50 to 3,000 nodes), and of
-20 linear layers of growing width (1 M to 2 B parameters). Models that would take more than half of
-the free memory stay on the meta device; they are predicted, but nothing is written into them.
+Models are stacks of residual blocks: of 16 channels and growing depth (50 to 10,000 nodes), and
+of 20 linear layers of growing width (1 M to 7 B parameters). Models that would take more than a
+quarter of the free memory stay on the meta device: they are predicted, but not written.
 Behind each column is its growth: the exponent between the last two points.
 """
 
@@ -39,8 +39,8 @@ from ghn_init import GHN
 from ghn_init.hypernetwork import Graphormer, GraphormerLayer, predict_graphs
 from ghn_init.weights import assign
 
-NODES = (50, 100, 200, 400, 800, 1500, 3000)
-PARAMETERS = (1e6, 1e7, 1e8, 5e8, 1e9, 2e9)
+NODES = (50, 100, 200, 400, 800, 1500, 3000, 10000)
+PARAMETERS = (1e6, 1e7, 1e8, 5e8, 1e9, 2e9, 7e9)
 LAYERS = 20
 STAGES = ("trace", "distances", "encode", "edge term", "graph network", "predict", "assign")
 
@@ -101,7 +101,7 @@ def by_parameters(options: argparse.Namespace) -> Iterator[tuple[nn.Module, Tens
             return
         with torch.device("meta"):
             model = wide(int(parameters))
-        if 4 * parameters < free_memory() / 2:
+        if 4 * parameters < free_memory() / 4:
             model = model.to_empty(device="cpu")
             for param in model.parameters():
                 param.data.zero_()

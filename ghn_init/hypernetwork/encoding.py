@@ -195,8 +195,8 @@ def pair_rows(distances: Tensor) -> Tensor:
     Arguments:
         distances: `(B, N, N)` shortest directed paths.
 
-    Returns: `(B, N, N)` int64.
+    Returns: `(B, N, N)` int32.
     """
     backward = distances.transpose(1, 2).contiguous()
     rows = distances + backward  # in two bytes a pair, as long as it can be
-    return rows.add_((backward > 0).to(rows.dtype), alpha=MAX_DISTANCE).long()
+    return rows.add_((backward > 0).to(rows.dtype), alpha=MAX_DISTANCE).int()

@@ -58,9 +58,9 @@ class Attention(nn.Module):
         backward = torch.cat([none, steps[1:]])
         embed = self.edge_embed.embed
         pairs = torch.cat([embed(forward + _EDGE_SHIFT), embed(backward + _EDGE_SHIFT)], dim=-1)
-        table: Tensor = self.proj_e(pairs).t()  # (heads, pairs)
+        table: Tensor = self.proj_e(pairs).t().contiguous()  # (heads, pairs)
         rows = pair_rows(distances)
-        looked_up = table.gather(1, rows.flatten().expand(self.heads, -1))
+        looked_up = table.index_select(1, rows.flatten())
         return looked_up.view(self.heads, *rows.shape).transpose(0, 1)
 
     def forward(self, x: Tensor, edge_term: Tensor) -> Tensor:
