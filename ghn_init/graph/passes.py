@@ -40,10 +40,10 @@ from ghn_init.graph.recorder import (
     NoOutput,
     NumberRecorder,
     Recorder,
-    meta_like,
     single_number,
 )
 from ghn_init.graph.recording import Recording
+from ghn_init.graph.sizes import meta_like
 from ghn_init.graph.surroundings import Saved, Surroundings
 
 

@@ -17,7 +17,7 @@ from collections.abc import (
     MutableMapping,
 )
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from ghn_init.errors import GHNInitError
 from ghn_init.graph.copies import NotCopyable
 from ghn_init.graph.outputs import kept_tensors, tensors_in
 from ghn_init.graph.recording import FROM_NUMBERS, ITEM, WRITTEN, Call, Recording
+from ghn_init.graph.sizes import META, Size, mapped, meta_like, on_meta, sizes_in, which_size
 
 
 class _Schema:
@@ -133,8 +134,8 @@ class Recorder(TorchDispatchMode):
         out = self._call(func, schema, args, kwargs)
         if not isinstance(out, (Tensor, tuple, list)) and not schema.is_mutable:
             return out  # a question about a tensor (its device, its size), nothing to record
-        read = _map(self._made_by, Tensor, args)
-        read_kwargs = {name: _map(self._made_by, Tensor, value) for name, value in kwargs.items()}
+        read = mapped(self._made_by, Tensor, args)
+        read_kwargs = {name: mapped(self._made_by, Tensor, value) for name, value in kwargs.items()}
         call = self._add_made(out, schema.name, read, read_kwargs)
         if isinstance(out, (tuple, list)):
             for i, item in enumerate(out):
@@ -200,24 +201,6 @@ class Recorder(TorchDispatchMode):
         return tensor if isinstance(tensor, fake_tensor.FakeTensor) else meta_like(tensor)
 
 
-class _Size(NamedTuple):
-    """All that an operator knows of a meta tensor."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Size:
-        return cls(tensor.shape, tensor.stride(), tensor.dtype)
-
-    def tensor(self) -> Tensor:
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=_META)
-
-
-_META = torch.device("meta")
-
-
 class NumberRecorder(Recorder):
     """Records a pass on real tensors.
 
@@ -256,7 +239,7 @@ class NumberRecorder(Recorder):
             self._made[copy] = call
             return copy
 
-        return _map(own, Tensor, args), {k: _map(own, Tensor, v) for k, v in kwargs.items()}
+        return mapped(own, Tensor, args), {k: mapped(own, Tensor, v) for k, v in kwargs.items()}
 
     def _constant(self, tensor: Tensor) -> Call:
         self._foreign[tensor] = None
@@ -303,29 +286,29 @@ class MetaRecorder(Recorder):
     def _call(self, func: Any, schema: _Schema, args: tuple[Any, ...], kwargs: Any) -> Any:
         if not (schema.makes_tensors or schema.in_place):
             return self._run(func, schema, args, kwargs)
-        key = func, _sizes(args), _sizes(tuple(kwargs.items()))
+        key = func, sizes_in(args), sizes_in(tuple(kwargs.items()))
         known = self._known.get(key)
         if known is None:
             pattern = None if kwargs else _pattern(schema, args)
             like = pattern and self._known.get((func, pattern))
             if like is None:
                 out = self._run(func, schema, args, kwargs)
-                known = _map(_Size.of, Tensor, out)
+                known = mapped(Size.of, Tensor, out)
                 if schema.in_place and known != key[1][0]:
                     return out
                 if pattern:
-                    self._remember((func, pattern), _which(known, key[1]))
+                    self._remember((func, pattern), which_size(known, key[1]))
             else:
-                known = _map(key[1].__getitem__, int, like)
+                known = mapped(key[1].__getitem__, int, like)
             self._remember(key, known)
         if schema.in_place:
-            return _to_meta(args[0])
-        return known.tensor() if type(known) is _Size else _map(_Size.tensor, _Size, known)
+            return on_meta(args[0])
+        return known.tensor() if type(known) is Size else mapped(Size.tensor, Size, known)
 
     def _run(self, func: Any, schema: _Schema, args: tuple[Any, ...], kwargs: Any) -> Any:
         if schema.takes_device:
-            kwargs = {**kwargs, "device": _META}
-        return func(*_to_meta(args), **{name: _to_meta(value) for name, value in kwargs.items()})
+            kwargs = {**kwargs, "device": META}
+        return func(*on_meta(args), **{name: on_meta(value) for name, value in kwargs.items()})
 
     def _remember(self, key: Hashable, value: Any) -> None:
         if len(self._known) == self._MOST_KNOWN:
@@ -334,22 +317,6 @@ class MetaRecorder(Recorder):
 
     def _without_storage(self, tensor: Tensor) -> Tensor:
         return tensor
-
-
-def _sizes(value: Any) -> Any:
-    """A value with sizes in the place of tensors; numbers beside their type, as 1 equals 1.0."""
-    if isinstance(value, Tensor):
-        return _Size(value.shape, value.stride(), value.dtype)
-    if _has_numbers(value):
-        return *map(type, value), *value
-    if isinstance(value, (tuple, list)):
-        return tuple([_sizes(item) for item in value])
-    return (type(value), value) if isinstance(value, (int, float, complex)) else value
-
-
-def _has_numbers(value: Any) -> bool:
-    """Whether a value is a list of numbers: of an operator's lists, all items are of one kind."""
-    return type(value) is list and bool(value) and type(value[0]) in (int, float, bool)
 
 
 def _pattern(schema: _Schema, args: tuple[Any, ...]) -> Hashable | None:
@@ -364,42 +331,13 @@ def _pattern(schema: _Schema, args: tuple[Any, ...]) -> Hashable | None:
     pattern: list[Any] = [len(shape)]
     for value in args:
         if not isinstance(value, Tensor):
-            pattern.append(_sizes(value))
+            pattern.append(sizes_in(value))
             continue
         vector = schema.is_batch_norm and value.shape == shape[1:2]
         if not (vector or value.shape == shape) or not value.is_contiguous():
             return None
         pattern.append((value.dtype, vector))
     return tuple(pattern)
-
-
-def _which(made: Any, given: tuple[Any, ...]) -> Any:
-    """Which size that an operator was given each is that it made; None if one is new."""
-    try:
-        return _map(given.index, _Size, made)
-    except ValueError:
-        return None
-
-
-def _to_meta(value: Any) -> Any:
-    """A value with tensors on meta in the place of others."""
-    return _map(lambda tensor: tensor if tensor.is_meta else meta_like(tensor), Tensor, value)
-
-
-def meta_like(tensor: Tensor) -> Tensor:
-    """A tensor of the same size on meta; a dense one for a sparse one, which has no strides."""
-    if tensor.layout is not torch.strided:
-        return torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
-    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
-def _map(function: Callable[[Any], Any], kind: type, value: Any) -> Any:
-    """Apply a function to what is of a kind in nested tuples and lists."""
-    if isinstance(value, kind):
-        return function(value)
-    if isinstance(value, (tuple, list)) and not _has_numbers(value):
-        return type(value)([_map(function, kind, item) for item in value])
-    return value
 
 
 def single_number(tensor: Tensor) -> float | None:
