@@ -16,7 +16,12 @@ from ghn_init.train.config import Widths
 from ghn_init.train.networks.genotypes import Architecture
 from ghn_init.train.networks.library import LibraryNet
 from ghn_init.train.networks.nets import Net, TargetNetwork, build_network
+from ghn_init.train.networks.network import Network
 from ghn_init.train.networks.zoo import ZooNet
+
+_NODE = 2e5
+"""What a node adds to the time of a network's step, in multiplications for an image: fitted to
+times of 80 networks, with GHN-3-T and 64 images (`examples/benchmarks/network_costs.py`)."""
 
 _FIRST_SHARE = 0.1
 """Share of the architectures that a curriculum starts with."""
@@ -76,7 +81,20 @@ class MetaBatches(Dataset[list[tuple[int, TargetNetwork]]]):
 
     def _mine(self, drawn: Sequence[Net]) -> list[int]:
         """Places in a meta-batch of this process's networks, ascending."""
-        return balance([_size(net) for net in drawn], self.world_size)[self.rank]
+        if self.world_size == 1:
+            return list(range(len(drawn)))
+        return balance([self.cost(net) for net in drawn], self.world_size)[self.rank]
+
+    def cost(self, net: Net) -> float:
+        """The time of a network's step, in units that only networks are compared by.
+
+        A function of the network alone, so that all processes share out a meta-batch alike.
+        """
+        nodes = _size(net)
+        if isinstance(net, Architecture):
+            return nodes * _NODE + Network(net, self.num_classes, self.image_size).macs
+        # A node of the zoo has about so many multiplications, where they have not been counted.
+        return nodes * _NODE + (nodes * _NODE if net.macs is None else net.macs)
 
     def architectures(self, step: int) -> list[Net]:
         """The meta-batch of a step, with widths drawn."""
@@ -130,18 +148,18 @@ class MetaBatches(Dataset[list[tuple[int, TargetNetwork]]]):
         return network
 
 
-def balance(costs: Sequence[int], groups: int) -> list[list[int]]:
-    """Divides items among groups of (almost) equal count, so that total costs are similar.
+def balance(costs: Sequence[float], groups: int) -> list[list[int]]:
+    """Divides items among groups, so that total costs are similar.
 
-    The largest item first, each to the group with the smallest total that has room.
+    The largest item first, each to the group with the smallest total. No group is left without an
+    item if there are enough.
 
     Returns: for each group, the indices of its items, ascending.
     """
-    room = -(-len(costs) // groups)
     shares: list[list[int]] = [[] for _ in range(groups)]
-    totals = [0] * groups
+    totals = [0.0] * groups
     for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        group = min((g for g in range(groups) if len(shares[g]) < room), key=lambda g: totals[g])
+        group = min(range(groups), key=lambda g: (totals[g], len(shares[g])))
         shares[group].append(item)
         totals[group] += costs[item]
     return [sorted(share) for share in shares]

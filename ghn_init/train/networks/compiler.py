@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -297,7 +299,7 @@ class Compiler:
         return self._norm(f"{name}.norm", joined, out)
 
     def _squeeze_excitation(self, name: str, x: Value, channels: int, stride: int) -> Value:
-        gate = self._emit(Apply(squeeze), x)
+        gate = self._emit(Apply(squeeze, math.inf), x)
         gate = self._emit(Linear(f"{name}.reduce", channels, channels // 2), gate)
         gate = self._relu(gate)
         gate = self._emit(Linear(f"{name}.expand", channels // 2, channels), gate)
@@ -311,7 +313,7 @@ class Compiler:
         x = self._emit(Apply(to_tokens), x)
         y = self._emit(LayerNorm(f"{name}.ln1", width), x)
         y = self._emit(Linear(f"{name}.to_qkv", width, 3 * inner, bias=False), y)
-        y = self._emit(Attention(), y)
+        y = self._emit(Attention(inner), y)
         y = self._emit(Linear(f"{name}.to_out", inner, width), y)
         x = self._emit(Sum(), y, x)
         y = self._emit(LayerNorm(f"{name}.ln2", width), x)
@@ -329,7 +331,7 @@ class Compiler:
             x = self._emit(GlobalPool(), x)
         else:
             channels *= self.size**2
-            x = self._emit(Apply(torch.nn.Flatten()), x)
+            x = self._emit(Apply(torch.nn.Flatten(), math.inf), x)
         for i in range(a.fc_layers - 1):
             x = self._relu(self._emit(Linear(f"classifier.{i}", channels, a.fc_dim), x))
             if self.dropout:

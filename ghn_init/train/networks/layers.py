@@ -30,6 +30,9 @@ class Layer:
     joins = False
     """Whether it is a node only where data from more than one node meet (sum, concat, cse)."""
 
+    reduction: float = 1
+    """How many positions of its input there are for one of its output; infinite: one is left."""
+
     def shapes(self) -> dict[str, Shape]:
         """Its parameters."""
         return {}
@@ -37,6 +40,10 @@ class Layer:
     def nodes(self) -> tuple[Node, ...]:
         """Its nodes in a graph; each one follows the one before."""
         return ()
+
+    def macs(self, positions: float) -> float:
+        """Multiplications for an image, where the output has so many positions."""
+        return positions * sum(math.prod(shape) for shape in self.shapes().values())
 
     def __call__(self, params: Params, *inputs: Tensor) -> Tensor:
         """Compute it; `params` has all parameters of the network."""
@@ -53,6 +60,10 @@ class Conv(Layer):
     padding: tuple[int, int] = (0, 0)
     dilation: int = 1
     groups: int = 1
+
+    @property
+    def reduction(self) -> float:  # type: ignore[override]
+        return math.prod(self.stride)
 
     def shapes(self) -> dict[str, Shape]:
         return {f"{self.name}.weight": self.shape}
@@ -154,6 +165,10 @@ class Pool(Layer):
     kind: str  # "max_pool" or "avg_pool"
     stride: int
 
+    @property
+    def reduction(self) -> float:  # type: ignore[override]
+        return self.stride**2
+
     def nodes(self) -> tuple[Node, ...]:
         return (Node(self.kind, shape=(1, 1, 3, 3)),)
 
@@ -166,6 +181,8 @@ class Pool(Layer):
 class GlobalPool(Layer):
     """Mean over all positions."""
 
+    reduction = math.inf
+
     def nodes(self) -> tuple[Node, ...]:
         return (Node("glob_avg"),)
 
@@ -173,8 +190,14 @@ class GlobalPool(Layer):
         return F.adaptive_avg_pool2d(inputs[0], 1).flatten(1)
 
 
+@dataclass(frozen=True, slots=True)
 class Attention(Layer):
     """Multi-head self-attention: queries, keys and values side by side in the last axis."""
+
+    width: int
+
+    def macs(self, positions: float) -> float:
+        return 2 * positions**2 * self.width
 
     def nodes(self) -> tuple[Node, ...]:
         return (Node("msa"),)
@@ -233,6 +256,7 @@ class Apply(Layer):
     """A function without parameters, which is no node."""
 
     function: Callable[[Tensor], Tensor]
+    reduction: float = 1
 
     def __call__(self, params: Params, *inputs: Tensor) -> Tensor:
         return self.function(inputs[0])
@@ -243,6 +267,10 @@ class Subsample(Layer):
     """Every `stride`-th position."""
 
     stride: int
+
+    @property
+    def reduction(self) -> float:  # type: ignore[override]
+        return self.stride**2
 
     def __call__(self, params: Params, *inputs: Tensor) -> Tensor:
         return inputs[0][:, :, :: self.stride, :: self.stride]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ghn_init.errors import GHNInitError
 from ghn_init.graph.isolation import isolated_rng
@@ -40,12 +41,14 @@ class LibraryNet:
         name: of the model.
         num_nodes: nodes of its graph, where recorded.
         num_params: its parameters, where recorded.
+        macs: its multiplications for one image, where recorded.
     """
 
     library: str
     name: str
     num_nodes: int | None = field(default=None, compare=False)
     num_params: int | None = field(default=None, compare=False)
+    macs: float | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.library}:{self.name}"
@@ -156,7 +159,7 @@ def load_models(
 
 
 def _tried(net: LibraryNet, config: TrainConfig, num_classes: int) -> LibraryNet:
-    """With its number of nodes and parameters; an error says why it cannot serve."""
+    """With its nodes, parameters and multiplications; an error says why it cannot serve."""
     count = _parameters(net, num_classes, config.image_size)
     if count > config.max_model_params:
         raise GHNInitError(
@@ -164,8 +167,8 @@ def _tried(net: LibraryNet, config: TrainConfig, num_classes: int) -> LibraryNet
         )
     network = kept(net, num_classes, config.image_size)
     with isolated_rng():
-        _train_once(network, config)
-    return replace(net, num_nodes=len(network.graph), num_params=count)
+        macs = _train_once(network, config)
+    return replace(net, num_nodes=len(network.graph), num_params=count, macs=macs)
 
 
 def _parameters(net: LibraryNet, num_classes: int, image_size: int) -> int:
@@ -178,15 +181,19 @@ def _parameters(net: LibraryNet, num_classes: int, image_size: int) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _train_once(network: BuiltNetwork, config: TrainConfig) -> None:
-    """A step of training with the model's own initialization; an error says what is wrong."""
+def _train_once(network: BuiltNetwork, config: TrainConfig) -> float:
+    """A step of training with the model's own initialization; an error says what is wrong.
+
+    Returns: the multiplications of the forward pass for one image.
+    """
     generator, size = torch_generator(config.seed, "models"), network.image_size
     params = {n: p.requires_grad_() for n, p in network.random_params(generator).items()}
     if not params:
         raise GHNInitError("nothing in it can be predicted.")
     count = min(2, config.batch_size)
     images = torch.randn(count, 3, size, size, generator=generator)
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16")
+    with autocast, FlopCounterMode(display=False) as counter:
         logits = network(images, params)
     if not isinstance(logits, Tensor) or logits.shape != (count, network.num_classes):
         raise GHNInitError("it is no classifier: it does not give a number for each class.")
@@ -194,3 +201,5 @@ def _train_once(network: BuiltNetwork, config: TrainConfig) -> None:
     loss.backward()
     if not torch.isfinite(loss):
         raise GHNInitError("its loss is not finite.")
+    total: int = counter.get_total_flops()
+    return total / 2 / count  # a multiplication and an addition count two

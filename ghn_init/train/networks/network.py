@@ -56,6 +56,16 @@ class Network:
         """Scalars in all parameters."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    @property
+    def macs(self) -> float:
+        """Multiplications for one image."""
+        positions, found = {0: float(self.image_size**2)}, 0.0
+        for value, (layer, inputs) in self.steps:
+            here = max(1.0, positions[inputs[0]] / layer.reduction) if inputs else 0.0
+            found += layer.macs(here)
+            positions[value] = here
+        return found
+
     @cached_property
     def graph(self) -> Graph:
         """What the hypernetwork reads: the graph that tracing `module()` gives."""

@@ -36,12 +36,14 @@ class ZooNet:
         args: of the family's builder.
         num_nodes: nodes of its graph, where recorded.
         num_params: its parameters, where recorded.
+        macs: its multiplications for one image, where recorded.
     """
 
     family: str
     args: Mapping[str, Any]
     num_nodes: int | None = field(default=None, compare=False)
     num_params: int | None = field(default=None, compare=False)
+    macs: float | None = field(default=None, compare=False)
 
     def build(
         self, num_classes: int = 10, image_size: int = IMAGE_SIZE, seed: int = 0
@@ -82,9 +84,8 @@ def zoo_from_json(entry: Mapping[str, Any]) -> ZooNet:
         GHNInitError: it is something else.
     """
     try:
-        return ZooNet(
-            str(entry["family"]), dict(entry["args"]), entry["num_nodes"], entry["num_params"]
-        )
+        counts = entry["num_nodes"], entry["num_params"], entry.get("macs")
+        return ZooNet(str(entry["family"]), dict(entry["args"]), *counts)
     except (KeyError, TypeError, ValueError) as error:
         raise GHNInitError(
             f"not a network of the zoo ({type(error).__name__}: {error})."
@@ -152,9 +153,10 @@ def _side(net: ZooNet) -> int:
 def _record(net: ZooNet, sizes: Sizes) -> ZooNet | None:
     """With its number of nodes and parameters; None if it is too large."""
     network = BuiltNetwork(net)
-    if network.num_params > sizes.max_params or _macs(network) > sizes.max_macs:
+    macs = _macs(network)
+    if network.num_params > sizes.max_params or macs > sizes.max_macs:
         return None
-    return replace(net, num_nodes=len(network.graph), num_params=network.num_params)
+    return replace(net, num_nodes=len(network.graph), num_params=network.num_params, macs=macs)
 
 
 def _macs(network: BuiltNetwork) -> float:
