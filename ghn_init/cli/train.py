@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
 
 def _fill_make_nets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="train, val, test, wide, deep, dense, "
-                        "bnfree or all of them but train: eval")  # fmt: skip
+                        "bnfree, or all of them but train: eval; search")  # fmt: skip
     parser.add_argument("--space", default="deepnets", help="deepnets, zoo (members of real "
                         "families; splits train, val, test, sizes and heldout), or vits (wide; "
                         "train, val and test)")  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from ghn_init import GHNInitError
 from ghn_init.files import locked
 from ghn_init.train.networks import generate
-from ghn_init.train.networks.generate import SPLITS, make_nets, sample
+from ghn_init.train.networks.generate import SPLITS, make_nets, sample, splits_of
 from ghn_init.train.networks.genotypes import to_json
 from ghn_init.train.networks.nets import load_nets
 from ghn_init.train.networks.network import Network
@@ -32,6 +32,19 @@ def test_architectures_keep_to_the_rules_of_their_split(split: str) -> None:
         assert rules.norm or not a.norm
         assert a.count("none") == 0 or states > 1
         assert a.num_nodes == len(Network(a).graph)
+
+
+def test_networks_for_a_search_are_read_from_both_kinds_of_files(tmp_path: Path) -> None:
+    """As the generator of DeepNets-1M draws them: larger, all with batch normalization."""
+    nets = [sample("search", i) for i in range(COUNT)]
+    assert all(net.norm for net in nets)
+    assert max(net.n_cells for net in nets) > 18
+    meta = {"search": {"nets": [to_json(net) for net in nets], "meta": {}}}
+    (tmp_path / "deepnets1m_search_meta.json").write_text(json.dumps(meta))
+    assert load_nets(tmp_path, "search") == nets
+    make_nets("search", 3, tmp_path, workers=1)
+    assert load_nets(tmp_path, "search") == nets[:3]
+    assert "search" not in splits_of("deepnets", "eval")
 
 
 def test_deep_and_dense_networks_are_larger_than_those_in_distribution() -> None:

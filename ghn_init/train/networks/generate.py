@@ -48,6 +48,8 @@ class Split:
         deep: numbers of cells beyond which a network counts as deep; one is drawn.
         max_params: parameters, on CIFAR-10 and on ImageNet.
         norm: False for networks without batch normalization.
+        bare: chance of a small shallow network to have no batch normalization.
+        direct: chance of a network without attention to have no `preproc`, where it may.
         widen: factors on the channels, for small and for large images.
         like: name of the split whose architectures these are (the seed of the draw).
     """
@@ -58,6 +60,8 @@ class Split:
     deep: tuple[int, ...] = (7, 8, 9, 10)
     max_params: int = 10**7
     norm: bool = True
+    bare: float = 0.5
+    direct: float = 0.0
     widen: tuple[int, int] = (1, 1)
     like: str = ""
 
@@ -70,8 +74,10 @@ SPLITS = {
     "deep": Split(cells=(10, 36), deep=(18,), max_params=10**8),
     "dense": Split(states=(10, 6), min_states=2, max_params=10**8),
     "bnfree": Split(norm=False),
+    "search": Split(cells=(6, 20), states=(6, 3), deep=(10,), bare=0.0, direct=0.2),
 }
-"""In distribution: train, val, test. Out of distribution: wide, deep, dense, bnfree."""
+"""In distribution: train, val, test. Out of distribution: wide, deep, dense, bnfree. Somewhat
+larger, to look for good ones among them: search."""
 
 
 def make_nets(
@@ -120,7 +126,7 @@ def _extend(file: IO[str], split: str, seed: int, indices: range, workers: int) 
 
 
 def splits_of(space: str, split: str) -> list[str]:
-    """The splits that a name stands for: one, or with `"eval"` all of a space but for training.
+    """The splits that a name stands for: one, or with `"eval"` all of a space to evaluate on.
 
     Arguments:
         space: `"deepnets"`, `"zoo"` or `"vits"`.
@@ -135,7 +141,8 @@ def splits_of(space: str, split: str) -> list[str]:
     prefix = prefixes[space]
     if split == "eval":
         known = ZOO_SPLITS if prefix else SPLITS
-        return [name for name in known if name.startswith(prefix) and name != f"{prefix}train"]
+        others = (f"{prefix}train", "search")
+        return [name for name in known if name.startswith(prefix) and name not in others]
     return [prefix + split.removeprefix(prefix)]
 
 
@@ -218,11 +225,17 @@ def _draw(rng: random.Random, rules: Split) -> Architecture | None:
         stem_type=stem,
         stem_pool=stem == 0 and rng.random() > 0.5,
         stem_kernel=rng.choice((3, 5, 7)),
-        norm=rules.norm and not (shallow and rng.random() < 0.5),
-        preproc=states > 1 or multiply > 1 or not attention or rng.random() > 0.8,
+        norm=rules.norm and not (shallow and rng.random() < rules.bare),
+        preproc=states > 1 or multiply > 1 or _has_preproc(rng, rules, attention),
         glob_avg=attention or deep or rng.random() > 0.1,
         fc_layers=rng.choice((1, 2)),
     )
+
+
+def _has_preproc(rng: random.Random, rules: Split, attention: bool) -> bool:
+    if attention:
+        return rng.random() > 0.8
+    return not rules.direct or rng.random() > rules.direct
 
 
 def _draw_edges(

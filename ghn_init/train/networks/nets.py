@@ -66,8 +66,8 @@ def load_nets(folder: Path, split: str, count: int | None = None) -> list[Net]:
 
     Arguments:
         folder: with `<split>.jsonl` as `make_nets` writes it, or the official
-            `deepnets1m_train_meta.json` and `deepnets1m_eval_meta.json`.
-        split: train, val, test, wide, deep, dense or bnfree; or a name of `ZOO_SPLITS`.
+            `deepnets1m_train_meta.json`, `..._eval_meta.json` and `..._search_meta.json`.
+        split: train, val, test, wide, deep, dense, bnfree or search; or a name of `ZOO_SPLITS`.
         count: only the first so many.
 
     Raises:
@@ -75,7 +75,8 @@ def load_nets(folder: Path, split: str, count: int | None = None) -> list[Net]:
     """
     if count is not None and count < 1:
         raise GHNInitError(f"{count} architectures are none: give 1 or more.")
-    official = folder / f"deepnets1m_{'train' if split == 'train' else 'eval'}_meta.json"
+    part = split if split in ("train", "search") else "eval"
+    official = folder / f"deepnets1m_{part}_meta.json"
     try:
         if nets_path(folder, split).exists():
             nets: list[Net] = list(_read_lines(nets_path(folder, split), split, count))
