@@ -57,7 +57,7 @@ def test_patterns_that_name_nothing(
 def test_a_kept_network_computes_what_the_library_does(name: str) -> None:
     """For images of the run's size; of what is predicted it keeps no values."""
     (net,) = find_models(name)
-    network, module = kept(net, 3, 48), net.build(3, 48).eval()
+    network, module = kept(net, 3, 48), net.build(3, image_size=48).eval()
     own = dict(module.named_parameters())
     params = {n: p for n, p in own.items() if n not in network.graph.left}
     assert len(params) > 10
@@ -110,8 +110,8 @@ def test_what_cannot_serve_is_left_out_with_the_reason(
 ) -> None:
     build = LibraryNet.build
 
-    def built(net: LibraryNet, *how: int) -> nn.Module:
-        return copy.deepcopy(module) if net.name == "resnet18" else build(net, *how)
+    def built(net: LibraryNet, *how: int, **size: int) -> nn.Module:
+        return copy.deepcopy(module) if net.name == "resnet18" else build(net, *how, **size)
 
     monkeypatch.setattr(LibraryNet, "build", built)
     run = config(models=f"torchvision:resnet18,{SMALL}", max_model_params=3_000_000)

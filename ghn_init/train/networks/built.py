@@ -24,7 +24,7 @@ from ghn_init.train.networks.depthwise import depthwise_conv
 class Buildable(Protocol):
     """What gives a module."""
 
-    def build(self, num_classes: int, image_size: int, seed: int = 0) -> nn.Module:
+    def build(self, num_classes: int, seed: int = 0, *, image_size: int) -> nn.Module:
         """The module, with its library's own initialization; the global RNG is left alone."""
 
 
@@ -44,7 +44,7 @@ class BuiltNetwork:
 
     def __init__(self, net: Buildable, num_classes: int = 10, image_size: int = 32) -> None:
         self.net, self.num_classes, self.image_size = net, num_classes, image_size
-        self._module = _prepared(net.build(num_classes, image_size))
+        self._module = _prepared(net.build(num_classes, image_size=image_size))
         self._device = torch.device("cpu")
 
     @property
@@ -78,7 +78,7 @@ class BuiltNetwork:
     def random_params(self, generator: torch.Generator) -> dict[str, Tensor]:
         """The library's own initialization of the parameters that the graph carries."""
         seed = int(torch.randint(2**31, (), generator=generator))
-        module = self.net.build(self.num_classes, self.image_size, seed)
+        module = self.net.build(self.num_classes, seed, image_size=self.image_size)
         own = dict(module.named_parameters())
         return {n: p.detach() for n, p in own.items() if n not in self.graph.left}
 

@@ -53,13 +53,13 @@ class LibraryNet:
     def __str__(self) -> str:
         return f"{self.library}:{self.name}"
 
-    def build(self, num_classes: int = 10, image_size: int = 32, seed: int = 0) -> nn.Module:
+    def build(self, num_classes: int = 10, seed: int = 0, *, image_size: int = 32) -> nn.Module:
         """The module, with the library's own initialization; the global RNG is left alone.
 
         Arguments:
             num_classes: outputs.
-            image_size: of the images, where the model takes it.
             seed: of the initialization.
+            image_size: of the images, where the model takes it.
 
         Raises:
             GHNInitError: there is no such model, or it cannot be built so.
@@ -175,9 +175,9 @@ def _parameters(net: LibraryNet, num_classes: int, image_size: int) -> int:
     """How many there are, without memory for them where the model can be built so."""
     try:
         with torch.device("meta"):
-            module = net.build(num_classes, image_size)
+            module = net.build(num_classes, image_size=image_size)
     except GHNInitError:  # perhaps it needs numbers
-        module = net.build(num_classes, image_size)
+        module = net.build(num_classes, image_size=image_size)
     return sum(p.numel() for p in module.parameters())
 
 

@@ -46,14 +46,14 @@ class ZooNet:
     macs: float | None = field(default=None, compare=False)
 
     def build(
-        self, num_classes: int = 10, image_size: int = IMAGE_SIZE, seed: int = 0
+        self, num_classes: int = 10, seed: int = 0, *, image_size: int = IMAGE_SIZE
     ) -> nn.Module:
         """The module, with the library's own initialization; the global RNG is left alone.
 
         Arguments:
             num_classes: outputs.
-            image_size: must be 32.
             seed: of the initialization.
+            image_size: must be 32.
 
         Raises:
             GHNInitError: there is no such family, it has no such member, or images have another
