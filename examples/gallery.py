@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ghn_init import GHN, load_ghn
 from ghn_init.analysis import LazyModels, diagnose, diversity, draw, embed, load_model
+from ghn_init.methods import parse_methods
 
 GALLERY = Path(__file__).parent / "gallery"
 
@@ -42,7 +43,8 @@ def main() -> None:
         drawing.save(GALLERY / f"draw_{name}.png")
         print(drawing.table())
 
-    ghn = load_ghn(options.ghn) if any(method.startswith("ghn") for method in methods) else None
+    predicted = any(variant.method.hypernetwork for variant in parse_methods(options.methods))
+    ghn = load_ghn(options.ghn) if predicted else None
     model = load_model("resnet18", "torchvision")
     diagnosis = diagnose(model, methods, ghn=ghn, name="resnet18", progress=True)
     diagnosis.save(GALLERY / "diagnose_resnet18.png")
