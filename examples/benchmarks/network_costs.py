@@ -22,10 +22,18 @@ from _common import table
 
 from ghn_init.hypernetwork import GHN
 from ghn_init.images import Batch
-from ghn_init.train import MetaBatches, Timer, TrainConfig, gradients, initialize, sample
-from ghn_init.train.networks.nets import Net, build_network
-from ghn_init.train.networks.zoo import sample_zoo
-from ghn_init.train.sampling import balance
+from ghn_init.train import (
+    MetaBatches,
+    Net,
+    Timer,
+    TrainConfig,
+    balance,
+    build_network,
+    gradients,
+    initialize,
+    sample,
+    sample_zoo,
+)
 
 SPACES = {"DeepNets-1M": (0,), "zoo": (1,), "both": (0, 1)}
 

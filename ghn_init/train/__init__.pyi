@@ -15,8 +15,12 @@ from .networks.generate import make_nets as make_nets
 from .networks.generate import sample as sample
 from .networks.genotypes import Architecture as Architecture
 from .networks.genotypes import Cell as Cell
+from .networks.nets import Net as Net
+from .networks.nets import build_network as build_network
 from .networks.nets import load_nets as load_nets
 from .networks.network import Network as Network
+from .networks.zoo import sample_zoo as sample_zoo
 from .sampling import MetaBatches as MetaBatches
+from .sampling import balance as balance
 from .step import Timer as Timer
 from .step import gradients as gradients
