@@ -32,6 +32,9 @@ from ghn_init.graph.outputs import kept_tensors, tensors_in
 from ghn_init.graph.recording import FROM_NUMBERS, ITEM, WRITTEN, Call, Recording
 from ghn_init.graph.sizes import META, Size, mapped, meta_like, on_meta, sizes_in, which_size
 
+_UNTAGGED = ("aten::hardswish", "aten::hardswish_")
+"""Pointwise operators that torch does not mark as such."""
+
 
 class _Schema:
     """What matters of an operator's schema."""
@@ -47,7 +50,7 @@ class _Schema:
             if a.alias_info is not None and a.alias_info.is_write
         ]
         self.is_batch_norm = schema.name == "aten::native_batch_norm"
-        self.is_pointwise = torch.Tag.pointwise in func.tags or "hardswish" in schema.name
+        self.is_pointwise = torch.Tag.pointwise in func.tags or schema.name in _UNTAGGED
         fresh = all(r.alias_info is None for r in schema.returns)
         tensors = any("Tensor" in str(r.type) for r in schema.returns)
         self.aliases = self.is_mutable or not fresh

@@ -117,6 +117,10 @@ class LowRankDecoder(nn.Module):
             decoded.append(weight)
         return decoded
 
+    def classifier(self, weight: Tensor) -> Tensor:
+        """`(N, num_classes, in)` as it is: a classification layer is decoded like the others."""
+        return weight
+
     def _rows(self, length: int) -> int:
         """How many of a node's rows give so many rows of a factor."""
         return -(-length * self.rank // self.rows)

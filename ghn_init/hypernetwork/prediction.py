@@ -14,7 +14,6 @@ from ghn_init.devices import moved
 from ghn_init.graph.graph import NORMS, WEIGHTS, Graph, Node
 from ghn_init.hypernetwork.decoder import (
     VECTORS,
-    ConvDecoder,
     cut,
     normalize_bias,
     normalize_norm_weight,
@@ -193,7 +192,7 @@ def _weight(ghn: GHN, decoded: Tensor, recipe: _Recipe, seed: int) -> Tensor:
     shape = recipe.shape
     if recipe.kind == "position":
         return _positional(decoded, shape, seed)
-    if recipe.kind == "class_weight" and isinstance(ghn.decoder, ConvDecoder):
+    if recipe.kind == "class_weight":
         decoded = ghn.decoder.classifier(decoded[..., 0, 0])
     weight = cut(normalize_weight(decoded, shape), shape[:2])
     return weight.reshape(*weight.shape[:3], *shape[2:])
