@@ -126,7 +126,7 @@ def test_edge_term_is_the_network_on_every_pair() -> None:
 
 def test_gated_network_is_the_sequential_one() -> None:
     ghn, graph = make(GHN2), some_graph()
-    gnn, encoded = ghn.gnn, encode([graph], 10, 11)
+    gnn, encoded = ghn.gnn, ghn.encode([graph])
     x = torch.randn(1, len(graph), 16, generator=torch.Generator().manual_seed(1))
     h = list(x[0])
     d = graph.distances.tolist()

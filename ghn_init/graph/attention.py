@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ghn_init.graph.reading import Reading
 from ghn_init.graph.recording import ITEM, Call
+from ghn_init.graph.sizes import has_numbers
 from ghn_init.graph.values import REARRANGE
 from ghn_init.graph.weight_functions import TRANSPOSE
 
@@ -293,9 +294,11 @@ class _Step:
         def plain(argument: Any) -> Any:
             if argument is operand:
                 return _HERE
-            if isinstance(argument, (tuple, list)):
-                return tuple(map(plain, argument))
-            return _Other(argument.shape) if isinstance(argument, Call) else argument
+            if isinstance(argument, Call):
+                return _Other(argument.shape)
+            if has_numbers(argument):
+                return tuple(argument)
+            return tuple(map(plain, argument)) if isinstance(argument, (tuple, list)) else argument
 
         kwargs = tuple((name, plain(value)) for name, value in call.kwargs.items())
         return cls(call.name, plain(call.args), kwargs, operand.shape, call.shape)

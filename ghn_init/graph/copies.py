@@ -113,13 +113,13 @@ class Copies:
         self._remember(module, copied)
         self.modules.append((module, copied))
         # Most attributes are one of very few kinds: they are not worth a call each.
-        known, shared = self._known, _SHARED_KINDS
-        copied.__dict__.update({
-            name: value if type(value) in shared
-            else type(value)() if name in INTERNAL and not value and id(value) not in known
-            else self(value)
-            for name, value in module.__dict__.items()
-        })  # fmt: skip
+        attributes = module.__dict__.copy()
+        for name, value in attributes.items():
+            if type(value) in _SHARED_KINDS:
+                continue
+            empty = name in INTERNAL and not value and id(value) not in self._known
+            attributes[name] = type(value)() if empty else self(value)
+        object.__setattr__(copied, "__dict__", attributes)
         self._slots(module, copied)
         return copied
 
@@ -249,7 +249,8 @@ class Copies:
 def slot_names(kind: type) -> Iterator[str]:
     """Names of a class's attributes that are not in `__dict__`."""
     for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
+        if (slots := base.__dict__.get("__slots__")) is None:
+            continue
         for name in (slots,) if isinstance(slots, str) else slots:
             if name not in ("__dict__", "__weakref__"):
                 private = name.startswith("__") and not name.endswith("__")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -140,9 +141,9 @@ def _stated_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
     patches = getattr(model, "patch_embed", None)
     stated = [getattr(model, "image_size", None), getattr(model, "img_size", None)]
     stated += [getattr(patches, "img_size", None), (_timm_shape(model) or ())[1:]]
-    modules = list(model.modules())
-    stated += [getattr(_attribute(m, "config"), "image_size", None) for m in modules]
-    stated += [_attribute(m, name) for m in modules for name in ("image_size", "img_size")]
+    parts = [part for module in model.modules() if (part := _stated_by(module))]
+    stated += [getattr(part.get("config"), "image_size", None) for part in parts]
+    stated += [part.get(name) for part in parts for name in ("image_size", "img_size")]
     for size in (size for size in stated if size is not None):
         sides: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size, size]
         if isinstance(size, Mapping):
@@ -153,10 +154,22 @@ def _stated_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
             yield sides[0], sides[1]
 
 
-def _attribute(module: nn.Module, name: str) -> Any:
-    """An attribute of a module, or None: where there is none, `getattr` takes long to say so."""
-    has = name in vars(module) or hasattr(type(module), name)
-    return getattr(module, name, None) if has else None
+_STATED = frozenset({"config", "image_size", "img_size"})
+
+
+def _stated_by(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that may state a size.
+
+    Where there is none, `getattr` takes long to say so.
+    """
+    kind: Any = type(module)  # every class is hashable
+    names = _of_class(kind) | (_STATED & vars(module).keys())
+    return {name: getattr(module, name, None) for name in names}
+
+
+@functools.cache
+def _of_class(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset(name for name in _STATED if hasattr(kind, name))
 
 
 def _usual_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:

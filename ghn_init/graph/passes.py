@@ -35,8 +35,8 @@ from ghn_init.graph.isolation import (
     quiet_fakes,
     set_modes,
 )
+from ghn_init.graph.meta_recorder import MetaRecorder
 from ghn_init.graph.recorder import (
-    MetaRecorder,
     NoOutput,
     NumberRecorder,
     Recorder,
@@ -231,6 +231,7 @@ def _ready(
     around.made(weakref.ref(module) for _, module in copies.modules)
     set_modes(copies.model, how.training, how.evaluated)
     _remove_hooks((module for _, module in copies.modules), user_hooks=not how.hooks)
+    recorder.prepare(module for _, module in copies.modules)
     try:
         yield copies.model
     finally:

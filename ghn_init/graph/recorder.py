@@ -9,15 +9,9 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import (
-    Callable,
-    Collection,
-    Hashable,
-    Mapping,
-    MutableMapping,
-)
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +24,13 @@ from ghn_init.errors import GHNInitError
 from ghn_init.graph.copies import NotCopyable
 from ghn_init.graph.outputs import kept_tensors, tensors_in
 from ghn_init.graph.recording import FROM_NUMBERS, ITEM, WRITTEN, Call, Recording
-from ghn_init.graph.sizes import META, Size, mapped, meta_like, on_meta, sizes_in, which_size
+from ghn_init.graph.sizes import Size, mapped
 
 _UNTAGGED = ("aten::hardswish", "aten::hardswish_")
 """Pointwise operators that torch does not mark as such."""
 
 
-class _Schema:
+class Schema:
     """What matters of an operator's schema."""
 
     def __init__(self, func: Any) -> None:
@@ -60,7 +54,7 @@ class _Schema:
         )
 
 
-_schema = functools.cache(_Schema)
+_schema = functools.cache(Schema)
 
 
 class NoOutput(GHNInitError):
@@ -99,6 +93,9 @@ class Recorder(TorchDispatchMode):
             constants: ids of the tensors that the model holds outside of these.
         """
         self._originals, self._constants = originals, constants
+
+    def prepare(self, modules: Iterable[nn.Module]) -> None:
+        """Prepare the modules of a copy that is about to run."""
 
     def given(self, tensor: Tensor, **what: Any) -> Tensor:
         """Add a copy of a parameter, a buffer or an input."""
@@ -149,12 +146,12 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _writable(
-        self, schema: _Schema, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, schema: Schema, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """An operator's arguments, without tensors that are not the pass's own to write to."""
         return args, kwargs
 
-    def _call(self, func: Any, schema: _Schema, args: tuple[Any, ...], kwargs: Any) -> Any:
+    def _call(self, func: Any, schema: Schema, args: tuple[Any, ...], kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
     def _is_made(self, tensor: Tensor) -> bool:
@@ -167,7 +164,7 @@ class Recorder(TorchDispatchMode):
         call = self._made.get(tensor)
         if call is None:
             return self._constant(tensor)
-        write = self._last_write.get(_storage(tensor)) if self._last_write else None
+        write = self._last_write.get(storage(tensor)) if self._last_write else None
         if write is None or write.order <= call.order:
             return call
         # Another view of this storage was written after `tensor` was made: it sees both.
@@ -188,7 +185,7 @@ class Recorder(TorchDispatchMode):
 
     def _add(self, made: Any, **what: Any) -> Call:
         is_one = isinstance(made, Tensor)
-        call = Call(len(self.calls), val=self._without_storage(made) if is_one else None, **what)
+        call = Call(len(self.calls), size=Size.of(made) if is_one else None, **what)
         self.calls.append(call)
         if is_one:
             self._made[made] = call
@@ -198,10 +195,9 @@ class Recorder(TorchDispatchMode):
         for tensor in target if isinstance(target, (tuple, list)) else (target,):
             if isinstance(tensor, Tensor):
                 self._made[tensor] = call
-                self._last_write[_storage(tensor)] = call
-
-    def _without_storage(self, tensor: Tensor) -> Tensor:
-        return tensor if isinstance(tensor, fake_tensor.FakeTensor) else meta_like(tensor)
+                # A counter that is counted up (batch norm's) is the same news in all its views.
+                if len(call.inputs) > 1 or tensor.is_floating_point() or tensor.is_complex():
+                    self._last_write[storage(tensor)] = call
 
 
 class NumberRecorder(Recorder):
@@ -230,7 +226,7 @@ class NumberRecorder(Recorder):
             self._read.append(self._made_by(tensor))
 
     def _writable(
-        self, schema: _Schema, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, schema: Schema, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def own(tensor: Tensor) -> Tensor:
             if tensor in self._replaced:
@@ -269,85 +265,12 @@ class _NumPyReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class MetaRecorder(Recorder):
-    """Runs the operators on meta tensors, whatever device was meant.
-
-    Which sizes an operator makes of which is remembered: torch finds many of them out in Python,
-    in a hundred times the time, and the layers of a model, and of models, are much alike. An
-    operator that makes the same of every size is asked for one size only.
-    """
-
-    _known: ClassVar[dict[Hashable, Any]] = {}
-    _MOST_KNOWN = 1 << 14
-
-    def __init__(self) -> None:
-        super().__init__({})
-
-    def beside(self, device: torch.device) -> AbstractContextManager[Any]:
-        return nullcontext()  # all is run on meta anyway
-
-    def _call(self, func: Any, schema: _Schema, args: tuple[Any, ...], kwargs: Any) -> Any:
-        if not (schema.makes_tensors or schema.in_place):
-            return self._run(func, schema, args, kwargs)
-        key = func, sizes_in(args), sizes_in(tuple(kwargs.items()))
-        known = self._known.get(key)
-        if known is None:
-            pattern = None if kwargs else _pattern(schema, args)
-            like = pattern and self._known.get((func, pattern))
-            if like is None:
-                out = self._run(func, schema, args, kwargs)
-                known = mapped(Size.of, Tensor, out)
-                if schema.in_place and known != key[1][0]:
-                    return out
-                if pattern:
-                    self._remember((func, pattern), which_size(known, key[1]))
-            else:
-                known = mapped(key[1].__getitem__, int, like)
-            self._remember(key, known)
-        if schema.in_place:
-            return on_meta(args[0])
-        return known.tensor() if type(known) is Size else mapped(Size.tensor, Size, known)
-
-    def _run(self, func: Any, schema: _Schema, args: tuple[Any, ...], kwargs: Any) -> Any:
-        if schema.takes_device:
-            kwargs = {**kwargs, "device": META}
-        return func(*on_meta(args), **{name: on_meta(value) for name, value in kwargs.items()})
-
-    def _remember(self, key: Hashable, value: Any) -> None:
-        if len(self._known) == self._MOST_KNOWN:
-            self._known.clear()
-        self._known[key] = value
-
-    def _without_storage(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-
-def _pattern(schema: _Schema, args: tuple[Any, ...]) -> Hashable | None:
-    """What an operator that makes the same of every size knows of its arguments.
-
-    None for other operators, and where tensors are not of one size (that of the channels, for the
-    vectors of a batch norm).
-    """
-    if not (schema.is_pointwise or schema.is_batch_norm) or not isinstance(args[0], Tensor):
-        return None
-    shape = args[0].shape
-    pattern: list[Any] = [len(shape)]
-    for value in args:
-        if not isinstance(value, Tensor):
-            pattern.append(sizes_in(value))
-            continue
-        vector = schema.is_batch_norm and value.shape == shape[1:2]
-        if not (vector or value.shape == shape) or not value.is_contiguous():
-            return None
-        pattern.append((value.dtype, vector))
-    return tuple(pattern)
-
-
 def single_number(tensor: Tensor) -> float | None:
     """The value of a tensor that is a single real number, where it has one."""
     is_one = tensor.numel() == 1 and tensor.is_floating_point() and not tensor.is_meta
     return float(tensor) if is_one and not isinstance(tensor, fake_tensor.FakeTensor) else None
 
 
-def _storage(tensor: Tensor) -> int:
+def storage(tensor: Tensor) -> int:
+    """A number for the memory of a tensor, which its views have too."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)

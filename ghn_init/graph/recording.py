@@ -7,11 +7,12 @@ so that Python frees all of them without a search for cycles.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from ghn_init.graph.sizes import Size
 
 
 @dataclass(eq=False, slots=True)
@@ -22,7 +23,7 @@ class Call:
         order: its place in the recording.
         name: the operator, without the overload (`aten::linear`), or one of the markers below.
         args, kwargs: what it was called with: calls in the place of tensors.
-        val: the tensor that came of it, without storage; None if it is none, or several.
+        size: of the tensor that came of it; None if it is none, or several.
         param: the dotted name of the parameter that a tensor is.
         is_input: whether a tensor is one of the model's inputs.
         number: the value of a tensor that is a single number.
@@ -33,7 +34,7 @@ class Call:
     name: str = ""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    val: Tensor | None = None
+    size: Size | None = None
     param: str | None = None
     is_input: bool = False
     number: float | None = None
@@ -49,12 +50,12 @@ class Call:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the tensor that came of it; () without one."""
-        return () if self.val is None else tuple(self.val.shape)
+        return () if self.size is None else tuple(self.size.shape)
 
     @property
     def numel(self) -> int:
         """How many numbers came of it; 0 if it is no tensor."""
-        return 0 if self.val is None else self.val.numel()
+        return 0 if self.size is None else math.prod(self.size.shape)
 
 
 ITEM = "item"

@@ -12,7 +12,7 @@ META = torch.device("meta")
 
 
 class Size(NamedTuple):
-    """All that an operator knows of a meta tensor."""
+    """All that an operator knows of a meta tensor. A sparse one has no strides."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -20,7 +20,8 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Size:
-        return cls(tensor.shape, tensor.stride(), tensor.dtype)
+        strides = tensor.stride() if tensor.layout is torch.strided else ()
+        return cls(tensor.shape, strides, tensor.dtype)
 
     def tensor(self) -> Tensor:
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=META)
@@ -30,14 +31,14 @@ def sizes_in(value: Any) -> Any:
     """A value with sizes in the place of tensors; numbers beside their type, as 1 equals 1.0."""
     if isinstance(value, Tensor):
         return Size(value.shape, value.stride(), value.dtype)
-    if _has_numbers(value):
+    if has_numbers(value):
         return *map(type, value), *value
     if isinstance(value, (tuple, list)):
         return tuple([sizes_in(item) for item in value])
     return (type(value), value) if isinstance(value, (int, float, complex)) else value
 
 
-def _has_numbers(value: Any) -> bool:
+def has_numbers(value: Any) -> bool:
     """Whether a value is a list of numbers: of an operator's lists, all items are of one kind."""
     return type(value) is list and bool(value) and type(value[0]) in (int, float, bool)
 
@@ -66,6 +67,6 @@ def mapped(function: Callable[[Any], Any], kind: type, value: Any) -> Any:
     """Apply a function to what is of a kind in nested tuples and lists."""
     if isinstance(value, kind):
         return function(value)
-    if isinstance(value, (tuple, list)) and not _has_numbers(value):
+    if isinstance(value, (tuple, list)) and not has_numbers(value):
         return type(value)([mapped(function, kind, item) for item in value])
     return value

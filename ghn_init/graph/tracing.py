@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -214,26 +214,22 @@ def check_traceable(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise GHNInitError(f"model is a {type(model).__name__}: give a torch.nn.Module.")
+    any_params = False
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise GHNInitError(
                 f"{name or 'model'} is a ScriptModule: initialize the model it was made from, "
                 "and script or trace it afterwards."
             )
-        _check_in_one_place(name, module)
-    params = list(model.named_parameters())
-    if not params:
+        own = {name: param for name, param in module._parameters.items() if param is not None}
+        _check_in_one_place(name, module, own)
+        any_params = any_params or bool(own)
+    if not any_params:
         raise GHNInitError(f"{type(model).__name__} has no parameters: nothing to initialize.")
-    for name, param in params:
-        if nn.parameter.is_lazy(param):  # in torch 2.4 isinstance takes every subclass for one
-            raise GHNInitError(
-                f"{name} has no shape yet (a lazy module): run the model once on real data first."
-            )
 
 
-def _check_in_one_place(name: str, module: nn.Module) -> None:
+def _check_in_one_place(name: str, module: nn.Module, own: Mapping[str, nn.Parameter]) -> None:
     """Refuse modules whose parameters this process does not hold, or not whole, or not as such."""
-    own = {name: param for name, param in module._parameters.items() if param is not None}
     if _is_in_parts(module):
         raise GHNInitError(
             f"{name or 'model'} is sharded, which only apply takes: trace or predict before "
@@ -244,6 +240,11 @@ def _check_in_one_place(name: str, module: nn.Module) -> None:
             f"{name or 'model'} is offloaded by accelerate: apply before offloading."
         )
     for param, value in own.items():
+        if nn.parameter.is_lazy(value):  # in torch 2.4 isinstance takes every subclass for one
+            raise GHNInitError(
+                f"{f'{name}.' if name else ''}{param} has no shape yet (a lazy module): run the "
+                "model once on real data first."
+            )
         of_its_own = type(value) is not nn.Parameter and is_fake(value)
         if of_its_own or torch._C._functorch.is_functorch_wrapped_tensor(value):
             raise GHNInitError(

@@ -150,7 +150,7 @@ def function_of_parameters(name: str, call: Call, operands: Sequence[Value]) -> 
         return merged.but(factor=_times(merged.factor, -1.0))
     if name in _NORMALIZE:
         return merged.but(normalized=True, factor=1.0)
-    if name not in _KEEP or not (call.val is None or call.val.is_floating_point()):
+    if name not in _KEEP or not (call.size is None or call.size.dtype.is_floating_point):
         return _altered(merged, merged.params, name)
     flips = name in TRANSPOSE and len(operands) == 1
     return merged.but(transposed=merged.transposed != flips, table=merged.table or name in PICK)

@@ -96,7 +96,8 @@ class EncodedGraphs:
         in_degrees, out_degrees: `(B, N)`, one-hop, at most `MAX_DEGREE`.
         input_distances: `(B, N)` shortest path from node 0; 0 beyond `MAX_DISTANCE`.
         distances: `(B, N, N)` shortest directed paths; 0 for none, int16.
-        orders: `(B, 2, N)` nodes in the order in which GHN-2 updates them, forwards and backwards.
+        orders: `(B, 2, N)` nodes in the order in which GHN-2 updates them, forwards and backwards;
+            zeros for other hypernetworks.
         sizes: number of nodes of each graph.
         levels: for each graph and direction, how many nodes in a row of `orders` do not depend on
             one another and are updated at once.
@@ -118,13 +119,16 @@ class EncodedGraphs:
         return EncodedGraphs(**tensors, sizes=self.sizes, levels=self.levels)
 
 
-def encode(graphs: Sequence[Graph], num_classes: int, kernel: int) -> EncodedGraphs:
+def encode(
+    graphs: Sequence[Graph], num_classes: int, kernel: int, ordered: bool = False
+) -> EncodedGraphs:
     """Look-up indices of a batch of graphs.
 
     Arguments:
         graphs: at least one graph.
         num_classes: of the hypernetwork; it has a row of its own in the channel table.
         kernel: `S` of the hypernetwork.
+        ordered: whether it updates nodes one after the other, and needs to know in which order.
     """
     channels, kernels = channel_table(num_classes), kernel_table(kernel)
     sizes = tuple(len(g) for g in graphs)
@@ -158,10 +162,11 @@ def encode(graphs: Sequence[Graph], num_classes: int, kernel: int) -> EncodedGra
         degrees[0, b, :n] = ends[:, 1].bincount(minlength=n)
         degrees[1, b, :n] = ends[:, 0].bincount(minlength=n)
         distances[b, :n, :n] = graph.distances
-        depths = _depths(graph)
-        orders[b, :, :n] = depths.argsort(dim=1, stable=True)
-        forwards, backwards = (tuple(depth.bincount().tolist()) for depth in depths)
-        levels.append((forwards, backwards))
+        if ordered:
+            depths = _depths(graph)
+            orders[b, :, :n] = depths.argsort(dim=1, stable=True)
+            forwards, backwards = (tuple(depth.bincount().tolist()) for depth in depths)
+            levels.append((forwards, backwards))
     degrees.clamp_(max=MAX_DEGREE)
     return EncodedGraphs(
         primitives=primitives,

@@ -95,7 +95,8 @@ class GHN(nn.Module):
 
     def encode(self, graphs: list[Graph]) -> EncodedGraphs:
         """Look-up indices of a batch of graphs, on the hypernetwork's device."""
-        encoded = encode(graphs, self.config.num_classes, self.config.kernel)
+        config = self.config
+        encoded = encode(graphs, config.num_classes, config.kernel, config.arch == "ghn2")
         return encoded.to(self.device)
 
     def forward(self, graphs: EncodedGraphs) -> Tensor:

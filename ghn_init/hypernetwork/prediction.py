@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ghn_init.devices import moved
 from ghn_init.graph.graph import NORMS, WEIGHTS, Graph, Node
+from ghn_init.graph.isolation import one_at_a_time
 from ghn_init.hypernetwork.decoder import (
     VECTORS,
     cut,
@@ -78,10 +79,18 @@ def predict_graphs(
         model it is a small part of its size): `weights.tiling.repeated` gives the whole tensor.
         Gradients flow to the hypernetwork unless they are switched off.
     """
+    # The last digits depend on the number of threads, which other threads of ours change.
+    with one_at_a_time():
+        return _predicted(graphs, ghn, wanted or [None] * len(graphs), seed)
+
+
+def _predicted(
+    graphs: Sequence[Graph], ghn: GHN, wanted: Sequence[Collection[str] | None], seed: int
+) -> list[dict[str, Tensor]]:
     features = _features(graphs, ghn)
     starts = [0, *itertools.accumulate(map(len, graphs))]
     predicted: list[dict[str, Tensor]] = [{} for _ in graphs]
-    groups = _groups(graphs, wanted or [None] * len(graphs))
+    groups = _groups(graphs, wanted)
     for batch in _batches(groups, ghn.decoder):
         for targets, tensors in _decode(ghn, features, starts, batch, seed):
             columns = [tensor.unbind() for tensor in tensors]

@@ -17,6 +17,9 @@ def fill(target: Tensor, block: Tensor) -> None:
         target: of at least the block's size.
         block: as many dimensions.
     """
+    if target.shape == block.shape:
+        target.copy_(block)
+        return
     target[tuple(map(slice, block.shape))] = block
     rows = target[: block.shape[0]]
     if block.dim() > 1:
