@@ -128,20 +128,14 @@ def initialize(options: argparse.Namespace, name: str) -> dict[str, Any]:
     try:
         model = build_where_it_fits(options, name)
         on_meta = any(p.is_meta for p in model.parameters())
-        start = time.perf_counter()
-        graph = ghn_init.trace(model)
-        row["trace_seconds"] = round(time.perf_counter() - start, 3)
         ghn = hypernetwork(options.ghn, "meta" if on_meta else "cpu")
         start = time.perf_counter()
         if on_meta:
-            predicted = ghn_init.predict(model, ghn, graph, head="predict")
-            left: Mapping[str, str] = {n: graph.left[n] for n in graph.shapes if n not in predicted}
+            told = predict_only(model, ghn)
         else:
-            left = ghn_init.apply(model, ghn=ghn, head="predict", return_report=True)[1].left
-        row["seconds"] = round(time.perf_counter() - start, 3)
-        row |= coverage(graph, left)
-        row |= {"nodes": len(graph), "classes": graph.num_classes, "meta": on_meta}
-        row["notes"] = list(graph.notes)
+            _, report = ghn_init.apply(model, ghn=ghn, head="predict", return_report=True)
+            told = coverage(report.shapes, report.left) | {"notes": list(report.notes)}
+        row |= told | {"meta": on_meta, "seconds": round(time.perf_counter() - start, 3)}
     except GHNInitError as error:
         row["error"] = str(error)[:500]
     except Exception as error:  # the table is there to show these
@@ -178,11 +172,19 @@ class _NothingDrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def coverage(graph: ghn_init.Graph, left: Mapping[str, str]) -> dict[str, Any]:
-    total = sum(math.prod(shape) for shape in graph.shapes.values())
+def predict_only(model: torch.nn.Module, ghn: GHN) -> dict[str, Any]:
+    """What is told of a model whose parameters have no numbers to be written to."""
+    graph = ghn_init.trace(model)
+    predicted = ghn_init.predict(model, ghn, graph, head="predict")
+    left = {name: graph.left[name] for name in graph.shapes if name not in predicted}
+    return coverage(graph.shapes, left) | {"notes": list(graph.notes)}
+
+
+def coverage(shapes: Mapping[str, tuple[int, ...]], left: Mapping[str, str]) -> dict[str, Any]:
+    total = sum(math.prod(shape) for shape in shapes.values())
     missing: dict[str, int] = {}
     for name, reason in left.items():
-        missing[reason] = missing.get(reason, 0) + math.prod(graph.shapes[name])
+        missing[reason] = missing.get(reason, 0) + math.prod(shapes[name])
     return {"params": total, "share": 1 - sum(missing.values()) / total, "left": missing}
 
 
@@ -194,10 +196,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"{row['model']:<42}{'-':>14}{'-':>9}{'-':>9}{peak:>9}  {row['error']}")
             continue
         reasons = "; ".join(sorted(row["left"], key=row["left"].get, reverse=True))
-        seconds = row["trace_seconds"] + row["seconds"]
         lines.append(
             f"{row['model']:<42}{row['params']:>14,}{100 * row['share']:>8.2f}%"
-            f"{seconds:>9.2f}{row['peak_mb']:>9,}  {reasons}"
+            f"{row['seconds']:>9.2f}{row['peak_mb']:>9,}  {reasons}"
         )
     fine = [row["share"] for row in rows if "share" in row]
     failed = len(rows) - len(fine)

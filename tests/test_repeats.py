@@ -249,12 +249,24 @@ def test_attributes_in_another_order() -> None:
         assert (node.op, node.param, node.norm_bias) == ("ln", "1.weight", "1.bias")
 
 
+def test_functions_exchanged_for_ones_with_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [torch.relu]
+    monkeypatch.setattr(nn.GELU, "forward", lambda self, x: chosen[0](x))
+    model, inputs = nn.Sequential(nn.Linear(8, 8), nn.GELU()), torch.zeros(2, 8)
+    for function in (torch.relu, torch.tanh):
+        chosen[0] = function
+        assert described(model, inputs)[-1][0] == f"aten::{function.__name__}"
+
+
 def test_exchanged_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.GELU())
     inputs = torch.zeros(2, 8)
     assert "aten::gelu" in [name for name, *_ in described(model, inputs)]
     monkeypatch.setattr(F, "gelu", lambda x, approximate: x * torch.sigmoid(1.7 * x))
     assert "aten::gelu" not in [name for name, *_ in described(model, inputs)]
+    monkeypatch.undo()
+    monkeypatch.setattr(nn.GELU, "forward", nn.Tanh.forward)
+    assert "aten::tanh" in [name for name, *_ in described(model, inputs)]
 
 
 def test_hooks_are_called() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import weakref
 from collections.abc import Hashable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ghn_init.graph.recorder import Recorder, Schema, storage
 from ghn_init.graph.recording import Call
-from ghn_init.graph.repeats import Forward, Steps, content, likeness, may_repeat, tensors_of
+from ghn_init.graph.repeats import Steps, content, likeness, may_repeat, tensors_of
 from ghn_init.graph.sizes import META, Size, mapped, on_meta, sizes_in, which_size
 
 
@@ -30,7 +31,7 @@ class MetaRecorder(Recorder):
 
     def __init__(self) -> None:
         super().__init__({})
-        self._contents: dict[type[nn.Module], int] = {}
+        self._contents: dict[type[nn.Module], int | None] = {}
 
     def beside(self, device: torch.device) -> AbstractContextManager[Any]:
         return nullcontext()  # all is run on meta anyway
@@ -38,7 +39,7 @@ class MetaRecorder(Recorder):
     def prepare(self, modules: Iterable[nn.Module]) -> None:
         for module in modules:
             if may_repeat(module):
-                vars(module)["forward"] = Forward(self._layer, module)
+                vars(module)["forward"] = types.MethodType(self._layer, module)
 
     # -- operators
 
@@ -76,17 +77,17 @@ class MetaRecorder(Recorder):
 
     # -- layers
 
-    def _layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _layer(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run a layer of torch's own, or repeat what one like it has called."""
         kind, given = type(layer), tensors_of(layer, args)
         plain = not kwargs and all(type(tensor) is Tensor for tensor in given)
         if not plain or not all(tensor in self._made for tensor in given):
             return kind.forward(layer, *args, **kwargs)
-        if (like := likeness(layer, given)) is None:
-            return kind.forward(layer, *args)
         if kind not in self._contents:
             self._contents[kind] = content(kind)
-        key = self._contents[kind], like
+        key = self._contents[kind], likeness(layer, given)
+        if None in key:
+            return kind.forward(layer, *args)
         before = [self._made_by(tensor) for tensor in given]
         known: Steps | None = self._known.get(key)
         if known is not None:

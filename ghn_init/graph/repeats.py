@@ -7,11 +7,10 @@ as long to run one on meta tensors as it takes to write down what it would call.
 
 from __future__ import annotations
 
-import copy
 import functools
 import marshal
 import types
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,29 +21,7 @@ from torch.nn import functional
 from ghn_init.graph.copies import INTERNAL
 from ghn_init.graph.recording import Call
 from ghn_init.graph.sizes import Size
-
-
-class Forward:
-    """Stands on a copied layer in the place of its class's `forward`.
-
-    Arguments:
-        run: is called with the layer, and what `forward` is called with.
-        layer: the layer.
-    """
-
-    def __init__(
-        self, run: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any], layer: nn.Module
-    ) -> None:
-        self._run, self._layer = run, layer
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._run(self._layer, args, kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """The class's own, for a copy of the layer that a forward pass makes."""
-        layer = copy.deepcopy(self._layer, memo)
-        return types.MethodType(type(layer).forward, layer)
-
+from ghn_init.graph.surroundings import is_own
 
 # -- which layers are alike
 
@@ -83,7 +60,7 @@ def likeness(layer: nn.Module, given: Sequence[Tensor]) -> Hashable | None:
         return None
     if len(set(map(id, given))) < len(given):
         return None
-    settings = [value for name, value in vars(layer).items() if name not in _NO_SETTINGS]
+    settings = {name: value for name, value in vars(layer).items() if name not in _NO_SETTINGS}
     try:  # format 2 writes equal values alike, and 1 and 1.0 differently
         written = marshal.dumps(settings, 2)
     except ValueError:
@@ -96,9 +73,14 @@ def likeness(layer: nn.Module, given: Sequence[Tensor]) -> Hashable | None:
 _contents: dict[tuple[int, ...], tuple[int, Any]] = {}
 
 
-def content(kind: type[nn.Module]) -> int:
-    """A number for a class and the functions it calls; another one once one is exchanged."""
+def content(kind: type[nn.Module]) -> int | None:
+    """A number for a class and the functions it calls; another one once one is exchanged.
+
+    Returns: None if one is not torch's own: that may call what it likes.
+    """
     values = [v for space in (functional, *kind.__mro__[:-1]) for v in vars(space).values()]
+    if any(isinstance(value, types.FunctionType) and is_own(value) for value in values):
+        return None
     # The values are kept, so that their ids stay theirs.
     return _contents.setdefault(tuple(map(id, values)), (len(_contents), values))[0]
 

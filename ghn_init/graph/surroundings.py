@@ -111,7 +111,7 @@ class _Code:
             if id(value) in self._seen:
                 continue
             self._seen[id(value)] = value
-            if isinstance(value, types.FunctionType) and _is_own(value):
+            if isinstance(value, types.FunctionType) and is_own(value):
                 names = _names(value.__code__)
                 cells = value.__closure__ or ()
                 stack += [cell.cell_contents for cell in cells if _filled(cell)]
@@ -119,12 +119,12 @@ class _Code:
                 spaces = [value.__globals__]
                 for name in names:
                     found = value.__globals__.get(name)
-                    if isinstance(found, types.ModuleType) and _is_own(found):
+                    if isinstance(found, types.ModuleType) and is_own(found):
                         spaces.append(vars(found))
                 for space in spaces:
                     stack.extend(space[name] for name in names if name in space)
                     yield space, names
-            elif isinstance(value, type) and _is_own(value):
+            elif isinstance(value, type) and is_own(value):
                 content = dict(vars(value))
                 stack.extend((*value.__bases__, *content.values()))
                 yield value, set(content)
@@ -152,7 +152,7 @@ def _filled(cell: types.CellType) -> bool:
         return False
 
 
-def _is_own(value: Any) -> bool:
+def is_own(value: Any) -> bool:
     """Whether it comes from a package that may keep something of a model."""
     name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
     return isinstance(name, str) and name.partition(".")[0] not in _FOREIGN
