@@ -78,7 +78,9 @@ def content(kind: type[nn.Module]) -> int | None:
 
     Returns: None if one is not torch's own: that may call what it likes.
     """
-    values = [v for space in (functional, *kind.__mro__[:-1]) for v in vars(space).values()]
+    # What is added to nn.Module itself (transformers adds a method) is around `forward`.
+    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    values = [value for space in (functional, *own) for value in vars(space).values()]
     if any(isinstance(value, types.FunctionType) and is_own(value) for value in values):
         return None
     # The values are kept, so that their ids stay theirs.
