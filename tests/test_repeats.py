@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -250,9 +251,12 @@ def test_attributes_in_another_order() -> None:
         assert (node.op, node.param, node.norm_bias) == ("ln", "1.weight", "1.bias")
 
 
-def test_functions_exchanged_for_ones_with_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wrapped", [lambda f: f, functools.wraps(F.silu), functools.partial])
+def test_functions_exchanged_for_ones_with_a_state(
+    monkeypatch: pytest.MonkeyPatch, wrapped: Callable[[Any], Any]
+) -> None:
     chosen = [torch.relu]
-    monkeypatch.setattr(nn.GELU, "forward", lambda self, x: chosen[0](x))
+    monkeypatch.setattr(F, "gelu", wrapped(lambda x, **options: chosen[0](x)))
     model, inputs = nn.Sequential(nn.Linear(8, 8), nn.GELU()), torch.zeros(2, 8)
     for function in (torch.relu, torch.tanh):
         chosen[0] = function

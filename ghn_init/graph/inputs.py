@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -141,7 +140,7 @@ def _stated_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
     patches = getattr(model, "patch_embed", None)
     stated = [getattr(model, "image_size", None), getattr(model, "img_size", None)]
     stated += [getattr(patches, "img_size", None), (_timm_shape(model) or ())[1:]]
-    parts = [part for module in model.modules() if (part := _stated_by(module))]
+    parts = _stated_by_parts(model)
     stated += [getattr(part.get("config"), "image_size", None) for part in parts]
     stated += [part.get(name) for part in parts for name in ("image_size", "img_size")]
     for size in (size for size in stated if size is not None):
@@ -157,19 +156,15 @@ def _stated_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
 _STATED = frozenset({"config", "image_size", "img_size"})
 
 
-def _stated_by(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that may state a size.
+def _stated_by_parts(model: nn.Module) -> list[dict[str, Any]]:
+    """The attributes that may state a size, of each module that has one.
 
     Where there is none, `getattr` takes long to say so.
     """
-    kind: Any = type(module)  # every class is hashable
-    names = _of_class(kind) | (_STATED & vars(module).keys())
-    return {name: getattr(module, name, None) for name in names}
-
-
-@functools.cache
-def _of_class(kind: type[nn.Module]) -> frozenset[str]:
-    return frozenset(name for name in _STATED if hasattr(kind, name))
+    modules = list(model.modules())
+    of_class = {kind: [n for n in _STATED if hasattr(kind, n)] for kind in set(map(type, modules))}
+    named = [(m, {*of_class[type(m)], *(_STATED & vars(m).keys())}) for m in modules]
+    return [{name: getattr(m, name, None) for name in names} for m, names in named if names]
 
 
 def _usual_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:

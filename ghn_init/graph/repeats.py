@@ -7,7 +7,6 @@ as long to run one on meta tensors as it takes to write down what it would call.
 
 from __future__ import annotations
 
-import functools
 import marshal
 import types
 from collections.abc import Hashable, Mapping, Sequence
@@ -28,13 +27,8 @@ from ghn_init.graph.surroundings import is_own
 
 def may_repeat(module: nn.Module) -> bool:
     """Whether a module is one of torch's, without children, that runs as its class says."""
-    kind: Any = type(module)  # every class is hashable
-    return _is_of_torch(kind) and not module._modules and "forward" not in vars(module)
-
-
-@functools.cache
-def _is_of_torch(kind: type[nn.Module]) -> bool:
-    return kind.__module__.startswith("torch.nn.modules.")
+    of_torch = type(module).__module__.startswith("torch.nn.modules.")
+    return of_torch and not module._modules and "forward" not in vars(module)
 
 
 def tensors_of(layer: nn.Module, args: Sequence[Any]) -> list[Any]:
@@ -66,6 +60,7 @@ def likeness(layer: nn.Module, given: Sequence[Tensor]) -> Hashable | None:
     except ValueError:
         return None
     names = *layer._parameters, *layer._buffers
+    # As of `Size`, without the time that a named tuple takes: this is done for every layer.
     sizes = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in given])
     return layer.training, written, names, sizes
 
@@ -81,10 +76,17 @@ def content(kind: type[nn.Module]) -> int | None:
     # What is added to nn.Module itself (transformers adds a method) is around `forward`.
     own = kind.__mro__[: kind.__mro__.index(nn.Module)]
     values = [value for space in (functional, *own) for value in vars(space).values()]
-    if any(isinstance(value, types.FunctionType) and is_own(value) for value in values):
+    if any(map(_is_foreign, values)):
         return None
     # The values are kept, so that their ids stay theirs.
     return _contents.setdefault(tuple(map(id, values)), (len(_contents), values))[0]
+
+
+def _is_foreign(value: Any) -> bool:
+    """Whether it is a function that is not torch's, or an object that is called like one."""
+    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
+        return is_own(value)
+    return callable(value) and type(value).__module__ != "typing"
 
 
 # -- what they call

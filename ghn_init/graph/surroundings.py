@@ -154,7 +154,10 @@ def _filled(cell: types.CellType) -> bool:
 
 def is_own(value: Any) -> bool:
     """Whether it comes from a package that may keep something of a model."""
-    name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+    if isinstance(value, types.FunctionType):  # functools.wraps gives it another's __module__
+        name = value.__globals__.get("__name__")
+    else:
+        name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
     return isinstance(name, str) and name.partition(".")[0] not in _FOREIGN
 
 
